@@ -1,0 +1,38 @@
+# `make demo` and `make test` set everything up by themselves; VENV=DIR uses an environment that exists.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := build/installed-in$(subst /,-,$(abspath $(VENV)))
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find ops/csrc -type f)
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	$(BIN)/python -m jobs.cli demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The operator is built against the installed torch, hence no build isolation and torch first.
+# The stamp lies in the checkout and names the environment, so that several checkouts can share one.
+$(STAMP): $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel ninja packaging torch torchvision
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	mkdir -p build && touch $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build *.egg-info ops/*.so .pytest_cache .ruff_cache .hypothesis

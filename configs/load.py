@@ -1,0 +1,119 @@
+"""Reads a config file, applies `--set key=value` overrides, and explains what is wrong with it."""
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.schema import Config
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used: one line naming file, key and remedy."""
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Return the validated config of a YAML file with `key=value` overrides applied.
+
+    Args:
+        path: a YAML file; an absent or unreadable one is refused by name.
+        overrides: dotted keys, for example `train.refine.lr=0.01`; values are YAML.
+
+    Raises:
+        ConfigError: file missing, no mapping, unknown key (the nearest one is named), bad value.
+    """
+    tree = _read(Path(path))
+    for override in overrides:
+        _set(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], name: str = "config") -> Config:
+    """Return the validated config of a nested mapping; `name` appears in messages."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(error)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """Return the config as YAML, every default resolved, keys in schema order."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML config") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds no mapping of keys; see configs/demo.yaml for the form")
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: write it as key=value, for example train.refine.lr=0.01")
+    try:
+        value = _number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[leaf] = value
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string because it lacks the dot; users mean a number.
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(dict.fromkeys(_explain_one(item) for item in error.errors()))
+
+
+def _explain_one(item: dict[str, Any]) -> str:
+    location = [str(part) for part in item["loc"] if part not in ("shards", "coco")]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(location)}"
+    if item["type"] == "missing":
+        return f"{key} is missing; set it in the file or with --set {key}=..."
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _nearest(location: list[str]) -> str:
+    candidates = difflib.get_close_matches(".".join(location), list(known_keys(Config)), n=1, cutoff=0.5)
+    return f"; did you mean {candidates[0]}?" if candidates else ""
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Return every dotted key of a section with its default."""
+    keys: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        keys[prefix + name] = field.get_default(call_default_factory=True)
+        for inner in _sections(field.annotation):
+            keys.update(known_keys(inner, f"{prefix}{name}."))
+    return keys
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for part in get_args(annotation) for found in _sections(part)]

@@ -1,0 +1,199 @@
+"""The typed configuration: every key, its default and its legal values, in one place.
+
+Sections hold plain values only, so a resolved config is a YAML file and nothing else. Unknown
+keys are refused by `configs.load`, which also names the nearest known key.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys that refuses unknown ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CocoSource(Section):
+    """A COCO image folder and its annotation file, sharded by the `shard` stage."""
+
+    images: str
+    annotations: str
+
+
+# A plain string is a directory of shards. The tags keep pydantic from complaining of both forms at once.
+Source = Annotated[
+    Annotated[str, Tag("shards")] | Annotated[CocoSource, Tag("coco")],
+    Discriminator(lambda value: "shards" if isinstance(value, str) else "coco"),
+]
+
+
+class Data(Section):
+    """Where samples come from: shards, or images and annotations to be sharded first."""
+
+    train: Source
+    val: Source
+    on_bad: Literal["fail", "skip"] = "fail"
+    repair: bool = False
+    shard_size_mb: Positive = 256
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+
+
+class Model(Section):
+    """The Mask R-CNN that both stages share. Sizes are in pixels of the network's input."""
+
+    backbone: Literal["resnet18", "resnet50", "resnet101", "resnext101_32x8d"] = "resnet50"
+    norm: Literal["frozen_bn", "group"] = "frozen_bn"
+    norm_eps: Annotated[float, Field(ge=0)] = 1e-5
+    stride_in_1x1: bool = False
+    weights: str | None = None
+    trainable_layers: Annotated[int, Field(ge=0, le=5)] = 3
+    fpn_channels: Positive = 256
+    box_head_dim: Positive = 1024
+    mask_head_channels: Positive = 256
+    anchor_sizes: tuple[Positive, Positive, Positive, Positive, Positive] = (32, 64, 128, 256, 512)
+    min_size: Positive = 800
+    max_size: Positive = 1333
+    rpn_pre_nms_train: Positive = 2000
+    rpn_post_nms_train: Positive = 1000
+    rpn_pre_nms_test: Positive = 1000
+    rpn_post_nms_test: Positive = 1000
+    rpn_batch_per_image: Positive = 256
+    rois_per_image: Positive = 512
+    box_beta: Annotated[float, Field(gt=0)] = 1.0
+    mask_chunk: Positive = 256
+
+
+class Sara(Section):
+    """Shape-aware RoIAlign (METHOD 1)."""
+
+    aligned: Literal["source"] | bool = "source"
+    sampling_ratio: Positive = 2
+    delta: Literal[0.5, 0.0] = 0.5
+    guidance: Literal["mul", "residual"] = "mul"
+
+
+class RefineLossWeights(Section):
+    """Weights of the refining module's three losses."""
+
+    cls: Annotated[float, Field(ge=0)] = 1.0
+    box: Annotated[float, Field(ge=0)] = 1.0
+    mask: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Refine(Section):
+    """The refining module and how it is trained (METHOD 3-4)."""
+
+    use_sara: bool = True
+    iou: Fraction = 0.5
+    coder: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    resample: bool = False
+    gt: Literal["plain", "zero_delta"] = "plain"
+    detach_mask: bool = False
+    init_gain: Literal["none", "mean_mask"] = "none"
+    freeze_base: bool = False
+    fminus: Literal["literal", "htc", "relative"] = "literal"
+    conv_res_init: Literal["zero", "kaiming", "identity"] = "zero"
+    conv_res_act: Literal["none", "relu"] = "none"
+    base_mask_on: Literal["B", "R"] = "B"
+    mask_pos_cap: Positive = 128
+    loss_w: RefineLossWeights = RefineLossWeights()
+    train_mask_label: Literal["gt", "pred"] = "gt"
+
+    @model_validator(mode="after")
+    def _dead_branch(self):
+        if self.conv_res_init == "zero" and self.conv_res_act == "relu":
+            raise ValueError(
+                "refine.conv_res_init=zero with refine.conv_res_act=relu never trains "
+                "(the derivative of ReLU at 0 is 0); choose conv_res_act=none or another init"
+            )
+        return self
+
+
+class Schedule(Section):
+    """One training stage. `batch` is the global batch; `iters` counts optimizer steps."""
+
+    iters: Annotated[int, Field(ge=0)] = 90000
+    batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    steps: tuple[Positive, ...] = (60000, 80000)
+    gamma: Annotated[float, Field(gt=0)] = 0.1
+    warmup: Annotated[int, Field(ge=0)] = 500
+    warmup_factor: Fraction = 1 / 3
+    accumulate: Positive = 1
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    bias_lr: Annotated[float, Field(gt=0)] = 2.0
+    bias_wd: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _accumulate_divides(self):
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} is not divisible by accumulate={self.accumulate}")
+        return self
+
+
+class Train(Section):
+    """Both trained stages; `control` follows `refine`'s schedule by definition."""
+
+    baseline: Schedule = Schedule()
+    refine: Schedule = Schedule(iters=9000, lr=0.002, steps=(6000,))
+    precision: Literal["fp32", "bf16"] = "fp32"
+    hflip: Fraction = 0.5
+    aspect_window: Annotated[int, Field(ge=0)] = 16
+    log_every: Positive = 20
+
+
+class Test(Section):
+    """Inference (METHOD 5): changing any of it redoes `evaluate` and `report` only."""
+
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    cls: bool = True
+    reg: bool = True
+    order: Literal["refine_all", "refine_after_nms"] = "refine_all"
+    score: Fraction = 0.05
+    nms: Fraction = 0.5
+    topk: Positive = 100
+    paste: Literal["legacy", "exact"] = "legacy"
+    cls_scores: Literal["fused", "refined"] = "fused"
+
+
+class DeepSpeed(Section):
+    """ZeRO stage; 1 is the measured default."""
+
+    stage: Literal[0, 1, 2] = 1
+
+
+class Debug(Section):
+    """What to write for whoever doubts the order of samples."""
+
+    log_samples: bool = False
+
+
+class Tracking(Section):
+    """Where MLflow lives; without `uri`, MLFLOW_TRACKING_URI or a local sqlite file."""
+
+    uri: str | None = None
+    experiment: str = "mrrcnn"
+
+
+class Config(Section):
+    """One run of the whole pipeline."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: Data
+    model: Model = Model()
+    sara: Sara = Sara()
+    refine: Refine = Refine()
+    train: Train = Train()
+    test: Test = Test()
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    deepspeed: DeepSpeed = DeepSpeed()
+    debug: Debug = Debug()
+    tracking: Tracking = Tracking()
