@@ -1,0 +1,41 @@
+"""Boxes of masks, and which of an image's instances huddle."""
+
+import numpy as np
+
+HUDDLED_IOU = 0.3
+
+
+def box_of(mask: np.ndarray) -> np.ndarray:
+    """Return the box `[4]` float xyxy in pixels around a mask `[H, W]`; zeros for an empty mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.zeros(4)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+
+
+def box_iou(boxes: np.ndarray) -> np.ndarray:
+    """Return the IoU of boxes `[G, 4]` xyxy with each other, `[G, G]`, 0 on the diagonal and without area."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    overlap = np.clip(high - low, 0, None).prod(2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    union = areas[:, None] + areas[None] - overlap
+    iou = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    np.fill_diagonal(iou, 0)
+    return iou
+
+
+def huddled(annotations: list[dict]) -> np.ndarray:
+    """Return which annotations of one image huddle, bool `[A]`.
+
+    An instance huddles if its box overlaps another's at IoU >= 0.3, whatever the categories; a crowd neither
+    huddles nor makes others huddle.
+    """
+    result = np.zeros(len(annotations), bool)
+    single = np.flatnonzero([not annotation.get("iscrowd", 0) for annotation in annotations])
+    if len(single) < 2:
+        return result
+    boxes = np.array([annotations[place]["bbox"] for place in single], float)
+    boxes[:, 2:] += boxes[:, :2]
+    result[single] = box_iou(boxes).max(1) >= HUDDLED_IOU
+    return result

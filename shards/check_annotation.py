@@ -1,0 +1,127 @@
+"""Whether an annotation agrees with its image and with itself."""
+
+import json
+
+import numpy as np
+
+from shards.boxes import box_of
+from shards.errors import BadInput
+from shards.files import encode_json
+from shards.findings import Finding
+from shards.masks import decode_mask
+from shards.repair import repaired
+from shards.source import ImageRow, is_number
+
+AREA_SHARE, AREA_PX = 0.15, 30
+BBOX_PX = 3
+# Rounding in the last digit is no fault.
+EDGE_PX = 1e-3
+
+_ACTION = {"error": "refused", "warning": "kept"}
+
+
+def check_annotation(
+    encoded: bytes, row: ImageRow, file: str, repair: bool
+) -> tuple[bytes | None, list[Finding]]:
+    """Return the annotation as it goes into the shard, None if it is dropped, and its findings.
+
+    Errors come back with action "refused", the annotation still there: what to do about them is the
+    caller's. With `repair` the certain repairs are done, and the findings say which.
+    """
+    annotation = json.loads(encoded)
+    faults, measured = _faults(annotation, row)
+    ids = {"image_id": row.image_id, "annotation_id": annotation["id"]}
+    findings = [
+        Finding(severity, kind, file, message, remedy, action=_ACTION[severity], **ids)
+        for severity, kind, message, remedy in faults
+    ]
+    if not (repair and findings):
+        return encoded, findings
+    mended, findings = repaired(annotation, findings, measured, row)
+    return None if mended is None else encode_json(mended), findings
+
+
+def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, str]], np.ndarray | None]:
+    """Return (severity, kind, message, remedy) of each fault and `[x, y, w, h, area]` of the mask."""
+    faults = _box_faults(annotation.get("bbox"), row) + _flag_faults(annotation)
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        remedy = "add a polygon or an RLE, or remove the annotation"
+        return [*faults, ("error", "segmentation_missing", "has no segmentation", remedy)], None
+    try:
+        mask = decode_mask(segmentation, row.height, row.width)
+    except BadInput as error:
+        remedy = "draw it again or remove the annotation"
+        return [*faults, ("error", _segmentation_kind(str(error)), str(error), remedy)], None
+    measured = _measure(mask)
+    if measured is None:
+        remedy = "draw it again or remove the annotation"
+        return [*faults, ("warning", "mask_empty", "its mask covers no pixel of the image", remedy)], None
+    if not any(severity == "error" for severity, *_ in faults):
+        faults += _disagreements(annotation, measured)
+    return faults, measured
+
+
+def _segmentation_kind(message: str) -> str:
+    for words, kind in (
+        ("an odd number", "polygon_odd"),
+        ("fewer than 3", "polygon_short"),
+        ("RLE size", "rle_size"),
+        ("RLE counts", "rle_counts"),
+    ):
+        if words in message:
+            return kind
+    return "segmentation_malformed"
+
+
+def _box_faults(box: object, row: ImageRow) -> list[tuple[str, str, str, str]]:
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(number) for number in box):
+        return [
+            ("error", "box_malformed", f"bbox is {repr(box)[:60]}", "give [x, y, width, height] in pixels")
+        ]
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        return [("error", "box_malformed", f"bbox {box} has a negative size", "give [x, y, width, height]")]
+    image = f"the image of {row.width} x {row.height}"
+    touches = x < row.width and y < row.height and x + w > 0 and y + h > 0
+    if (w * h > 0 and not touches) or x > row.width or y > row.height or x + w < 0 or y + h < 0:
+        return [("error", "box_outside", f"bbox {box} lies outside {image}", "correct or remove it")]
+    faults = []
+    if w == 0 or h == 0:
+        faults.append(("warning", "box_zero_size", f"bbox {box} has no area", "correct or remove it"))
+    if min(x, y) < -EDGE_PX or x + w > row.width + EDGE_PX or y + h > row.height + EDGE_PX:
+        faults.append(
+            ("warning", "box_past_edge", f"bbox {box} reaches out of {image}", "clip it (--repair)")
+        )
+    return faults
+
+
+def _flag_faults(annotation: dict) -> list[tuple[str, str, str, str]]:
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        return [("error", "annotation_malformed", "iscrowd is neither 0 nor 1", "correct it")]
+    if not is_number(annotation.get("area", 0)):
+        return [("error", "annotation_malformed", "area is no number", "give it in pixels")]
+    return []
+
+
+def _measure(mask: np.ndarray) -> np.ndarray | None:
+    left, top, right, bottom = box_of(mask)
+    if right == left:
+        return None
+    return np.array([left, top, right - left, bottom - top, np.count_nonzero(mask)])
+
+
+def _disagreements(annotation: dict, measured: np.ndarray) -> list[tuple[str, str, str, str]]:
+    faults = []
+    area, box = annotation.get("area"), annotation["bbox"]
+    if area is None:
+        faults.append(("warning", "area_missing", "has no area", "take it from the mask (--repair)"))
+    else:
+        off = abs(area - measured[4])
+        if off > AREA_SHARE * area and off > AREA_PX:
+            message = f"area is {area}, its mask covers {measured[4]:.0f} px"
+            faults.append(("warning", "area_disagrees", message, "take it from the mask (--repair)"))
+    if np.abs(np.array(box) - measured[:4]).max() > BBOX_PX:
+        message = f"bbox is {box}, its mask's is {measured[:4].tolist()}"
+        faults.append(("warning", "bbox_disagrees", message, "take it from the mask (--repair)"))
+    return faults

@@ -1,0 +1,5 @@
+"""The error for data that the user has to mend."""
+
+
+class BadInput(ValueError):
+    """Bad data or files of the user's: one line naming file or id, what is wrong, and the remedy."""

@@ -1,0 +1,78 @@
+"""Whole-or-absent files and the lock of a folder that is being written."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from shards.errors import BadInput
+
+TEMPORARY = ".*.tmp-*"
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name in the same folder (so that a rename is atomic) that no other process writes."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` either does not change or holds all of it, even after a power cut."""
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            flush(stream)
+        rename_durably(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(stream: IO[bytes]) -> None:
+    """Return when what was written to `stream` is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename, and return when the folder on the disk knows it."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Hold the folder for this process, and clear away what a killed one left half-written.
+
+    Raises:
+        BadInput: another live process of this machine holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{directory}: another process is writing there; wait for it or stop it") from None
+        for left in directory.glob(TEMPORARY):
+            left.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def encode_json(tree: object) -> bytes:
+    """Return JSON of one form only: sorted keys, no blanks, ASCII; NaN is refused by ValueError."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,138 @@
+"""The index beside each shard and the description of the whole, in memory as flat arrays."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from shards.errors import BadInput
+from shards.files import sha256_of
+
+FORMAT = 1
+DESCRIPTION = "dataset.json"
+
+
+class Entry(TypedDict):
+    """One sample of the index; sizes in pixels."""
+
+    key: str
+    image_id: int
+    width: int
+    height: int
+    num_instances: int
+
+
+class Member(NamedTuple):
+    """Where a file lies in its shard: number of the shard, offset and size in bytes, SHA-256 (32 bytes)."""
+
+    shard: int
+    extension: str
+    offset: int
+    size: int
+    sha256: bytes
+
+
+_ROW = np.dtype([
+    ("image_id", "<i8"), ("width", "<i4"), ("height", "<i4"), ("num_instances", "<i4"), ("shard", "<i4"),
+    ("extension", "S4"), ("offset", "<i8", 2), ("size", "<i8", 2), ("sha256", "V32", 2),
+])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Index:
+    """All samples of a data set, by place; a few flat arrays, so that forked workers share their memory."""
+
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Entry:
+        row = self.rows[place]
+        image_id = int(row["image_id"])
+        return Entry(
+            key=f"{image_id:012d}",
+            image_id=image_id,
+            width=int(row["width"]),
+            height=int(row["height"]),
+            num_instances=int(row["num_instances"]),
+        )
+
+    @property
+    def aspects(self) -> np.ndarray:
+        """Width / height of each sample, float64 `[len]`."""
+        return self.rows["width"] / self.rows["height"]
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """The image id of each sample, int64 `[len]`."""
+        return self.rows["image_id"]
+
+    def image(self, place: int) -> Member:
+        """Return where the image of a sample lies."""
+        return self._member(place, 0, self.rows[place]["extension"].decode())
+
+    def annotations(self, place: int) -> Member:
+        """Return where the KEY.json of a sample lies."""
+        return self._member(place, 1, "json")
+
+    def _member(self, place: int, which: int, extension: str) -> Member:
+        row = self.rows[place]
+        digest = row["sha256"][which].tobytes()
+        return Member(
+            int(row["shard"]), extension, int(row["offset"][which]), int(row["size"][which]), digest
+        )
+
+
+def read_description(directory: str | Path) -> dict:
+    """Return the content of dataset.json.
+
+    Raises:
+        BadInput: no finished data set there.
+    """
+    path = Path(directory) / DESCRIPTION
+    try:
+        description = json.loads(path.read_bytes())
+    except OSError:
+        raise BadInput(f"{path}: is missing; give a directory that `mrrcnn shard` has finished") from None
+    except ValueError:
+        raise BadInput(f"{path}: is not JSON; make the shards again") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise BadInput(f"{path}: is not of format {FORMAT}; make the shards again with this version")
+    return description
+
+
+def read_index(directory: str | Path, description: dict) -> Index:
+    """Return the index of all shards, in their order.
+
+    Raises:
+        BadInput: an index file is missing or is not the one that dataset.json names.
+    """
+    parts = []
+    for number, shard in enumerate(description["shards"]):
+        path = Path(directory) / index_name(shard["name"])
+        if not path.is_file() or sha256_of(path) != shard["index_sha256"]:
+            raise BadInput(f"{path}: is missing or damaged; copy it again or make the shards again")
+        parts.append(_rows_of(json.loads(path.read_bytes()), number))
+    return Index(np.concatenate(parts))
+
+
+def index_name(shard: str) -> str:
+    """Return the name of the index that stands beside a shard."""
+    return shard.removesuffix(".tar") + ".index.json"
+
+
+def _rows_of(entries: list[dict], shard: int) -> np.ndarray:
+    rows = np.zeros(len(entries), _ROW)
+    for row, entry in zip(rows, entries, strict=True):
+        extension = next(name for name in entry["members"] if name != "json")
+        row["shard"], row["extension"] = shard, extension.encode()
+        for name in ("image_id", "width", "height", "num_instances"):
+            row[name] = entry[name]
+        for which, name in enumerate((extension, "json")):
+            member = entry["members"][name]
+            row["offset"][which], row["size"][which] = member["offset"], member["size"]
+            row["sha256"][which] = np.void(bytes.fromhex(member["sha256"]))
+    return rows

@@ -1,0 +1,160 @@
+"""Samples out of shards: random access by index, every byte checked against its checksum."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+from shards.errors import BadInput
+from shards.index import Index, Member, read_description, read_index
+from shards.masks import decode_mask
+
+MAX_OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its annotations.
+
+    Attributes:
+        image: uint8 `[3, height, width]` RGB. EXIF orientation is ignored: COCO's boxes and masks are in
+            the pixels as stored, not as a viewer would turn them.
+        annotations: COCO annotation objects as in the source (category ids original, iscrowd kept).
+    """
+
+    image: torch.Tensor
+    image_id: int
+    file_name: str
+    width: int
+    height: int
+    annotations: list[dict]
+
+
+class ShardDataset(Dataset):
+    """A finished directory of shards, as a map-style data set of `Sample`.
+
+    Stateless: files are opened lazily in each process, so it may be pickled, forked and spawned; reads are
+    positioned (pread), so that forked workers may share them.
+
+    Args:
+        directory: what `mrrcnn shard` wrote.
+        verify: compare each read with its SHA-256.
+
+    Attributes:
+        entries: rows of the index, list-like: key, image_id, width, height, num_instances.
+        categories: COCO categories by increasing id.
+        label_of: category id -> label 1..K.
+        category_of: label -> category id; label 0 is background and maps to 0.
+        hash: of all samples and categories; it does not depend on how they are cut into shards.
+        has_annotations: False for an image list without ground truth (test-dev).
+
+    Raises:
+        BadInput: no finished data set there, or a damaged index; on reading, a damaged sample, named.
+    """
+
+    def __init__(self, directory: str | Path, verify: bool = True):
+        self.directory = Path(directory)
+        self.verify = verify
+        self.description = read_description(directory)
+        self.entries: Index = read_index(directory, self.description)
+        self.categories: list[dict] = self.description["categories"]
+        self.category_of = [0, *(category["id"] for category in self.categories)]
+        self.label_of = {category: label for label, category in enumerate(self.category_of) if label}
+        self.hash: str = self.description["hash"]
+        self.has_annotations: bool = self.description["has_annotations"]
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, place: int) -> Sample:
+        if not 0 <= place < len(self):
+            raise IndexError(f"sample {place} of {len(self)}")
+        content = self.image_bytes(place)
+        tree = self.annotations(place)
+        try:
+            image = _to_uint8(decode_image(_as_tensor(content), mode=ImageReadMode.RGB))
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            raise BadInput(
+                f"{self._name(self.entries.image(place), place)}: cannot be decoded ({reason}); "
+                "convert the image and make the shards again"
+            ) from None
+        names = ("image_id", "file_name", "width", "height", "annotations")
+        return Sample(image, *(tree[name] for name in names))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def image_bytes(self, place: int) -> bytes:
+        """Return the image file of a sample, byte for byte as it was in the source."""
+        return self._read(self.entries.image(place), place)
+
+    def annotations(self, place: int) -> dict:
+        """Return the KEY.json of a sample: image_id, file_name, width, height, annotations."""
+        return json.loads(self._read(self.entries.annotations(place), place))
+
+    def to_coco(self) -> dict:
+        """Return the COCO ground truth: images, annotations (none if the source had none), categories.
+
+        What COCO's evaluation needs and a source may lack is filled in: iscrowd 0, the area of the mask.
+        """
+        images, annotations = [], []
+        for place in range(len(self)):
+            tree = self.annotations(place)
+            annotations += [_completed(one, tree) for one in tree.pop("annotations")]
+            images.append({"id": tree.pop("image_id"), **tree})
+        return {"images": images, "annotations": annotations, "categories": self.categories}
+
+    def _read(self, member: Member, place: int) -> bytes:
+        content = os.pread(self._file(member.shard), member.size, member.offset)
+        if self.verify and hashlib.sha256(content).digest() != member.sha256:
+            raise BadInput(
+                f"{self._name(member, place)}: its bytes do not match their checksum; "
+                "the shard is damaged, copy it again or make the shards again"
+            )
+        return content
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            if len(self._files) >= MAX_OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            path = self.directory / self.description["shards"][shard]["name"]
+            try:
+                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise BadInput(f"{path}: cannot be read ({error.strerror}); copy it again") from None
+        return self._files[shard]
+
+    def _name(self, member: Member, place: int) -> str:
+        path = self.directory / self.description["shards"][member.shard]["name"]
+        return f"{path}, sample {self.entries[place]['key']}.{member.extension}"
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+
+def _completed(annotation: dict, image: dict) -> dict:
+    if "area" in annotation and "iscrowd" in annotation:
+        return annotation
+    mask = decode_mask(annotation["segmentation"], image["height"], image["width"])
+    return {"iscrowd": 0, "area": float(mask.sum()), **annotation}
+
+
+def _as_tensor(content: bytes) -> torch.Tensor:
+    # A bytearray: torch warns of memory that it must not write to.
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _to_uint8(image: torch.Tensor) -> torch.Tensor:
+    """Bring a 16-bit PNG to 8 bits: 65535 becomes 255."""
+    if image.dtype == torch.uint8:
+        return image
+    return (image.to(torch.int32) >> 8).to(torch.uint8)

@@ -1,0 +1,215 @@
+"""A COCO annotation file, read into a compact form: annotations are bytes from here on, not objects."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import BadInput
+from shards.files import encode_json
+from shards.findings import Finding
+
+MAX_IMAGE_ID = 10**12 - 1
+MAX_NUMBER = 1e12
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of the source; `annotations` are JSON objects, encoded, in the source's order."""
+
+    image_id: int
+    file_name: str
+    width: int
+    height: int
+    annotations: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A whole annotation file.
+
+    Attributes:
+        rows: by increasing image id.
+        findings: errors of ids and structure; what they concern is not among the rows.
+        counts: "images" and "annotations" in the file.
+        has_annotations: whether the file has an annotation list (test-dev's image_info has none).
+    """
+
+    path: Path
+    sha256: str
+    categories: list[dict]
+    rows: list[ImageRow]
+    findings: list[Finding]
+    counts: dict[str, int]
+    has_annotations: bool
+
+
+def read_source(path: str | Path) -> Source:
+    """Return the images, annotations and categories of a COCO instances file.
+
+    Raises:
+        BadInput: no JSON, no COCO structure, no images, or category ids that are not unique: faults of the
+            file as a whole, which skipping cannot pass over.
+    """
+    path = Path(path)
+    tree, sha256 = _load(path)
+    images, annotations, categories = _parts(tree, path)
+    findings: list[Finding] = []
+    seats = _unique_images(images, str(path), findings)
+    grouped = _group(annotations, seats, {category["id"] for category in categories}, str(path), findings)
+    rows = [
+        ImageRow(
+            image_id,
+            seats[image_id]["file_name"],
+            seats[image_id]["width"],
+            seats[image_id]["height"],
+            tuple(grouped[image_id]),
+        )
+        for image_id in sorted(seats)
+    ]
+    counts = {"images": len(images), "annotations": len(annotations)}
+    return Source(path, sha256, categories, rows, findings, counts, "annotations" in tree)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a finite number of sane size."""
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < MAX_NUMBER
+
+
+def _load(path: Path) -> tuple[dict, str]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a COCO annotation file") from None
+    try:
+        tree = json.loads(content)
+    except RecursionError:
+        raise BadInput(f"{path}: is nested too deep; give a COCO annotation file") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: is not JSON ({error}); give a COCO annotation file") from None
+    if not isinstance(tree, dict):
+        raise BadInput(f"{path}: holds no JSON object; COCO has one with images, annotations, categories")
+    return tree, hashlib.sha256(content).hexdigest()
+
+
+def _parts(tree: dict, path: Path) -> tuple[list, list, list[dict]]:
+    lists = []
+    for name in ("images", "annotations", "categories"):
+        part = tree.get(name, [])
+        if not isinstance(part, list):
+            raise BadInput(f"{path}: {name!r} is no list; COCO has a list of objects there")
+        lists.append(part)
+    images, annotations, categories = lists
+    if not images:
+        raise BadInput(f"{path}: holds no images; the data set is empty, give one with images")
+    _check_categories(categories, path)
+    return images, annotations, sorted(categories, key=lambda category: category["id"])
+
+
+def _check_categories(categories: list, path: Path) -> None:
+    for place, category in enumerate(categories):
+        named = isinstance(category, dict) and isinstance(category.get("name"), str)
+        if not named or type(category.get("id")) is not int or abs(category["id"]) > MAX_IMAGE_ID:
+            raise BadInput(f"{path}: category number {place} lacks a whole-number id or a name; add it")
+        if not _encodable(category):
+            raise BadInput(f"{path}: category {category['id']} holds NaN or infinity; remove it")
+    twice = [key for key, count in Counter(category["id"] for category in categories).items() if count > 1]
+    if twice:
+        raise BadInput(f"{path}: category id {twice[0]} is used twice; give each category its own id")
+
+
+def _unique_images(images: list, file: str, findings: list[Finding]) -> dict[int, dict]:
+    seats: dict[int, dict] = {}
+    for place, image in enumerate(images):
+        fault = _image_fault(image, place)
+        image_id = image.get("id") if isinstance(image, dict) and type(image.get("id")) is int else None
+        if fault is None and image_id in seats:
+            fault = ("duplicate_image_id", "is listed twice", "give each image its own id")
+        if fault is not None:
+            kind, message, remedy = fault
+            findings.append(Finding("error", kind, file, message, remedy, image_id))
+        else:
+            seats[image_id] = image
+    return seats
+
+
+def _image_fault(image: Any, place: int) -> tuple[str, str, str] | None:
+    if not isinstance(image, dict):
+        return "image_malformed", f"image number {place} is no JSON object", "remove it"
+    image_id = image.get("id")
+    if type(image_id) is not int or not 0 <= image_id <= MAX_IMAGE_ID:
+        shown = repr(image_id)[:40]
+        return (
+            "image_malformed",
+            f"image number {place} has id {shown}",
+            "use a whole number of at most 12 digits",
+        )
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        return "image_malformed", "has no file_name", "add it"
+    for side in ("width", "height"):
+        if type(image.get(side)) is not int or not 0 < image[side] < 1 << 31:
+            shown = repr(image.get(side))[:40]
+            return "image_malformed", f"has {side} {shown}", "state the file's own size in pixels"
+    return None
+
+
+def _group(
+    annotations: list, seats: dict[int, dict], categories: set[int], file: str, findings: list[Finding]
+) -> dict[int, list[bytes]]:
+    grouped: dict[int, list[bytes]] = {image_id: [] for image_id in seats}
+    # An annotation of an image that was itself refused is not a second fault, but is still lost: say so.
+    refused = {finding.image_id for finding in findings} - set(seats)
+    seen: set[int] = set()
+    for place, annotation in enumerate(annotations):
+        fault = _annotation_fault(annotation, place, seats, categories, seen, refused)
+        if fault is None:
+            seen.add(annotation["id"])
+            grouped[annotation["image_id"]].append(encode_json(annotation))
+            continue
+        kind, message, remedy = fault
+        ids = annotation if isinstance(annotation, dict) else {}
+        known = [ids.get(name) if type(ids.get(name)) is int else None for name in ("image_id", "id")]
+        findings.append(Finding("error", kind, file, message, remedy, *known))
+    return grouped
+
+
+def _annotation_fault(
+    annotation: Any, place: int, seats: dict, categories: set[int], seen: set[int], refused: set
+) -> tuple[str, str, str] | None:
+    if not isinstance(annotation, dict):
+        return "annotation_malformed", f"annotation number {place} is no JSON object", "remove it"
+    for name in ("id", "image_id", "category_id"):
+        if type(annotation.get(name)) is not int or abs(annotation[name]) > 1 << 62:
+            shown = repr(annotation.get(name))[:40]
+            return (
+                "annotation_malformed",
+                f"annotation number {place} has {name} {shown}",
+                "use a whole number",
+            )
+    if annotation["id"] in seen:
+        return "duplicate_annotation_id", "is listed twice", "give each annotation its own id"
+    if annotation["image_id"] in refused:
+        return "image_refused", "belongs to an image that is refused itself", "mend the image"
+    if annotation["image_id"] not in seats:
+        return (
+            "unknown_image",
+            "belongs to an image that is not listed",
+            "list the image or remove the annotation",
+        )
+    if annotation["category_id"] not in categories:
+        shown = annotation["category_id"]
+        return "unknown_category", f"has category_id {shown}, which is not listed", "add it to categories"
+    if not _encodable(annotation):
+        return "not_finite", "holds NaN, infinity or a text that is not Unicode", "give finite numbers"
+    return None
+
+
+def _encodable(tree: object) -> bool:
+    try:
+        encode_json(tree)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""The checks that a COCO data set passes before anything of it is written."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from shards.check_annotation import check_annotation
+from shards.check_image import ImageFile, check_image
+from shards.files import encode_json
+from shards.findings import Finding
+from shards.pool import map_ordered
+from shards.source import ImageRow, Source
+
+CHUNK = 64
+# Starting a process costs about as much as checking this many chunks.
+CHUNKS_A_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image as it goes into a shard: its file, and `json`, the bytes of its KEY.json."""
+
+    image_id: int
+    file_name: str
+    width: int
+    height: int
+    num_instances: int
+    image: ImageFile
+    json: bytes
+
+    @property
+    def key(self) -> str:
+        """The name of the sample in its shard: the image id in 12 digits."""
+        return f"{self.image_id:012d}"
+
+    @property
+    def json_sha256(self) -> str:
+        """The SHA-256 of KEY.json, hex."""
+        return hashlib.sha256(self.json).hexdigest()
+
+
+def validate(
+    source: Source, images: Path, *, workers: int = 1, on_bad: str = "fail", repair: bool = False
+) -> tuple[list[Record], list[Finding]]:
+    """Return the records to write, by increasing image id, and all findings, each with what was done.
+
+    Every image is decoded and every mask rasterised. With `on_bad="fail"` errors come back as "refused"
+    (their images and annotations are among the records all the same: nothing should be written); with
+    "skip" the image or annotation is left out.
+    """
+    rename = {"refused": "skipped"} if on_bad == "skip" else {}
+    findings = [replace(finding, action="refused") for finding in source.findings]
+    records = []
+    check = partial(
+        _check_rows,
+        images=images,
+        file=str(source.path),
+        repair=repair,
+        skip=on_bad == "skip",
+        annotated=source.has_annotations,
+    )
+    useful = len(source.rows) // (CHUNK * CHUNKS_A_WORKER)
+    for chunk_records, chunk_findings in map_ordered(check, _chunks(source.rows), min(workers, useful)):
+        records += chunk_records
+        findings += chunk_findings
+    return records, [replace(f, action=rename.get(f.action, f.action)) for f in findings]
+
+
+def _chunks(rows: list[ImageRow]) -> Iterator[list[ImageRow]]:
+    for first in range(0, len(rows), CHUNK):
+        yield rows[first : first + CHUNK]
+
+
+def _check_rows(
+    rows: list[ImageRow], images: Path, file: str, repair: bool, skip: bool, annotated: bool
+) -> tuple[list[Record], list[Finding]]:
+    records, findings = [], []
+    for row in rows:
+        image = check_image(row, images)
+        if isinstance(image, Finding):
+            lost = f" (its {len(row.annotations)} annotations go with it)" if row.annotations else ""
+            findings.append(replace(image, message=image.message + lost, action="refused"))
+            continue
+        kept, found = _check_annotations(row, file, repair, skip)
+        findings += found
+        if annotated and not row.annotations:
+            remedy = "nothing, if nothing is in it: it trains as background"
+            findings.append(
+                Finding("warning", "image_empty", file, "has no annotation", remedy, row.image_id)
+            )
+        records.append(_record(row, image, kept))
+    return records, findings
+
+
+def _check_annotations(
+    row: ImageRow, file: str, repair: bool, skip: bool
+) -> tuple[list[bytes], list[Finding]]:
+    kept, findings = [], []
+    for encoded in row.annotations:
+        annotation, found = check_annotation(encoded, row, file, repair)
+        findings += found
+        refused = any(finding.action == "refused" for finding in found)
+        if annotation is not None and not (skip and refused):
+            kept.append(annotation)
+    return kept, findings
+
+
+def _record(row: ImageRow, image: ImageFile, annotations: list[bytes]) -> Record:
+    # The annotations are encoded already; they are joined in, not parsed and encoded again.
+    head = encode_json({"file_name": row.file_name, "height": row.height, "image_id": row.image_id})
+    text = b'{"annotations":[%b],%b,"width":%d}' % (b",".join(annotations), head[1:-1], row.width)
+    return Record(row.image_id, row.file_name, row.width, row.height, len(annotations), image, text)

@@ -1,0 +1,251 @@
+"""Bad input is refused in one line with file, id and remedy; skipped or repaired, it is listed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import check_image
+from shards.errors import BadInput
+from shards.read import ShardDataset
+from tests.shards.coco_case import HEIGHT, WIDTH, annotation, compressed, polygon, rectangle
+
+
+def edit(case, annotation_id, **fields):
+    case.annotation(annotation_id).update(fields)
+
+
+def truncate(case, name):
+    path = case.images / name
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def rename(case, image_id, name):
+    next(image for image in case.tree["images"] if image["id"] == image_id)["file_name"] = name
+
+
+def save_as_png(case, name):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(case.images / name, "PNG")
+
+
+RLE = {"size": [HEIGHT, WIDTH], "counts": [WIDTH * HEIGHT]}
+
+# kind: (how to damage image 7 (a.jpg) or annotation 1, whether an image, words the message must hold)
+DAMAGES = {
+    "image_missing": (lambda c: (c.images / "a.jpg").unlink(), True, "No such file"),
+    "image_truncated": (lambda c: truncate(c, "a.jpg"), True, "truncated"),
+    "image_size": (lambda c: c.tree["images"][1].update(width=41), True, "is 40 x 30, declared as 41 x 30"),
+    "image_format": (lambda c: save_as_png(c, "a.jpg"), True, "is a PNG file"),
+    "image_path": (lambda c: rename(c, 7, "../a.jpg"), True, "leads out"),
+    "image_malformed": (lambda c: c.tree["images"][1].update(height="30"), True, "'30'"),
+    "duplicate_image_id": (lambda c: c.tree["images"].append(c.tree["images"][1]), True, "twice"),
+    "polygon_odd": (lambda c: edit(c, 1, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), False, "7 coordinates"),
+    "polygon_short": (lambda c: edit(c, 1, segmentation=[[1, 2, 3, 4]]), False, "2 points"),
+    "segmentation_missing": (lambda c: edit(c, 1, segmentation=[]), False, "no segmentation"),
+    "segmentation_malformed": (lambda c: edit(c, 1, segmentation=[[1, 2, 3, 4, 5, None]]), False, "numbers"),
+    "rle_size": (lambda c: edit(c, 1, segmentation={**RLE, "size": [40, 30]}), False, "[40, 30]"),
+    "rle_counts": (lambda c: edit(c, 1, segmentation={**RLE, "counts": [7]}), False, "add up to 7"),
+    "box_outside": (lambda c: edit(c, 1, bbox=[40, 3, 5, 5]), False, "[40, 3, 5, 5] lies outside"),
+    "box_malformed": (lambda c: edit(c, 1, bbox=[4, 5, 20]), False, "[4, 5, 20]"),
+    "not_finite": (lambda c: edit(c, 1, area=float("nan")), False, "NaN"),
+    "unknown_category": (lambda c: edit(c, 1, category_id=4), False, "category_id 4"),
+    "unknown_image": (lambda c: edit(c, 1, image_id=8), False, "not listed"),
+    "duplicate_annotation_id": (lambda c: c.tree["annotations"].append(c.annotation(1)), False, "twice"),
+    "annotation_malformed": (lambda c: edit(c, 1, iscrowd=2), False, "iscrowd"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_each_error_is_refused_in_one_line_that_names_file_id_and_remedy(case, kind):
+    damage, of_image, words = DAMAGES[kind]
+    damage(case)
+    with pytest.raises(BadInput) as caught:
+        case.shard()
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+    assert "; " in message, "the remedy follows the fault"
+    assert "image 7" in message if of_image else "annotation 1" in message
+    assert str(case.root) in message
+    assert [path.name for path in case.out.iterdir()] == ["report.json"]
+    assert case.report()["errors"][kind] == 1
+    assert case.report()["kept"] == {"images": 0, "annotations": 0}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_each_error_can_be_skipped_and_is_counted_and_listed(case, kind):
+    damage, of_image, _ = DAMAGES[kind]
+    damage(case)
+    case.shard(on_bad="skip")
+    data_set, report = ShardDataset(case.out), case.report()
+    found = [finding for finding in report["findings"] if finding["kind"] == kind]
+    assert len(found) == 1
+    assert found[0]["action"] == "skipped"
+    assert found[0]["image_id" if of_image else "annotation_id"] == (7 if of_image else 1)
+    assert report["errors"][kind] == 1
+    coco = data_set.to_coco()
+    assert report["kept"] == {"images": len(coco["images"]), "annotations": len(coco["annotations"])}
+    assert all(
+        report["read"][n] - report["kept"][n] == report["dropped"][n] for n in ("images", "annotations")
+    )
+    assert sum(report["dropped"].values()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[]", "holds no JSON object"),
+        (b'{"images": {}}', "'images' is no list"),
+        (b'{"images": [], "annotations": []}', "holds no images"),
+        (b'{"images": [1], "categories": [{"id": "1", "name": "a"}]}', "category number 0"),
+        (
+            b'{"images": [1], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "id 1 is used twice",
+        ),
+    ],
+)
+@pytest.mark.parametrize("on_bad", ["fail", "skip"])
+def test_a_file_that_is_wrong_as_a_whole_is_refused_even_when_skipping(case, content, words, on_bad):
+    from shards.write import write_shards
+
+    case.json.write_bytes(content)
+    with pytest.raises(BadInput, match=words) as caught:
+        write_shards(case.images, case.json, case.out, on_bad=on_bad)
+    assert str(case.json) in str(caught.value)
+
+
+def test_missing_files_are_named(case):
+    from shards.write import write_shards
+
+    with pytest.raises(BadInput, match="absent"):
+        write_shards(case.images, case.root / "absent.json", case.out)
+    with pytest.raises(BadInput, match="nowhere"):
+        write_shards(case.root / "nowhere", case.json, case.out)
+
+
+def test_nothing_left_after_skipping_is_refused(case):
+    for image in case.tree["images"]:
+        image["width"] = 1
+    with pytest.raises(BadInput, match="no image is left"):
+        case.shard(on_bad="skip")
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.jpg", "sub/../../a.jpg", "/etc/a.jpg", "..\\a.jpg", "C:\\a.jpg", "a\0.jpg"]
+)
+def test_no_file_name_leads_out_of_the_image_folder(case, name):
+    (case.root / "a.jpg").write_bytes((case.images / "a.jpg").read_bytes())
+    rename(case, 7, name)
+    with pytest.raises(BadInput, match="leads out of the image folder"):
+        case.shard()
+
+
+def test_more_pixels_than_the_cap_are_refused_before_decoding(case, monkeypatch):
+    monkeypatch.setattr(check_image, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(BadInput, match="decodes to more than 1199 pixels"):
+        case.shard()
+
+
+def test_several_errors_are_counted_in_the_message_and_all_listed(case):
+    DAMAGES["box_outside"][0](case)
+    (case.images / "c.png").unlink()
+    with pytest.raises(BadInput, match=r"1 more in .*report\.json"):
+        case.shard()
+    assert len(case.report()["findings"]) == 3  # and the image without annotations
+
+
+WARNINGS = {
+    "box_zero_size": lambda c: edit(c, 1, bbox=[4, 5, 20, 0]),
+    "box_past_edge": lambda c: c.tree["annotations"].append(
+        annotation(6, 7, 3, (30, 20, 11, 10), polygon(30, 20, 11, 10))
+    ),
+    "area_disagrees": lambda c: edit(c, 1, area=270.0),
+    "bbox_disagrees": lambda c: edit(c, 1, bbox=[4, 5, 20, 14]),
+    "mask_empty": lambda c: edit(c, 1, segmentation=RLE),
+    "area_missing": lambda c: c.annotation(1).pop("area"),
+}
+
+
+@pytest.mark.parametrize("kind", WARNINGS)
+def test_what_official_coco_contains_is_a_warning_and_changes_nothing(case, kind):
+    WARNINGS[kind](case)
+    case.shard()
+    assert case.report()["warnings"][kind] == 1
+    assert case.report()["errors"] == {}
+    assert case.report()["dropped"] == {"images": 0, "annotations": 0}
+    kept = {a["id"]: a for i in range(4) for a in ShardDataset(case.out).annotations(i)["annotations"]}
+    assert kept == {a["id"]: a for a in case.tree["annotations"]}
+
+
+def test_small_disagreements_are_none(case):
+    edit(case, 1, area=225, bbox=[1, 5, 23, 10])  # 25 px and 3 px off
+    edit(case, 4, area=1060)  # 140 px off, but less than 15 %
+    case.shard()
+    assert case.report()["warnings"] == {"image_empty": 1}
+
+
+def test_repair_clips_and_recomputes_and_says_so(case):
+    edit(case, 1, area=1000.0)
+    edit(case, 2, bbox=[60, 60, 5, 5])
+    WARNINGS["box_past_edge"](case)
+    edit(case, 5, segmentation=[[1, 2, 3, 4]])
+    case.shard(repair=True)
+    kept = {a["id"]: a for a in ShardDataset(case.out).to_coco()["annotations"]}
+    assert kept[1]["area"] == 200
+    assert kept[2]["bbox"] == [6, 6, 20, 10]
+    assert kept[6]["bbox"] == [30, 20, 10, 10]
+    assert 5 not in kept
+    actions = {(f["annotation_id"], f["kind"]): f["action"] for f in case.report()["findings"]}
+    assert "200" in actions[1, "area_disagrees"]
+    assert "taken from the mask" in actions[2, "box_outside"]
+    assert "clipped" in actions[6, "box_past_edge"]
+    assert actions[5, "polygon_short"] == "annotation dropped"
+    assert case.report()["dropped"] == {"images": 0, "annotations": 1}
+
+
+def test_repair_leaves_what_is_not_certain_to_on_bad(case):
+    edit(case, 1, category_id=4)
+    with pytest.raises(BadInput, match="category_id 4"):
+        case.shard(repair=True)
+    case.shard(repair=True, on_bad="skip")
+    assert 1 not in {a["id"] for a in ShardDataset(case.out).to_coco()["annotations"]}
+
+
+def test_skipping_an_image_counts_its_annotations_as_dropped(case):
+    (case.images / "a.jpg").unlink()
+    case.shard(on_bad="skip")
+    assert case.report()["dropped"] == {"images": 1, "annotations": 2}
+    assert "2 annotations go with it" in case.report()["findings"][0]["message"]
+
+
+def test_findings_do_not_depend_on_workers(case, monkeypatch):
+    from shards import validate
+
+    monkeypatch.setattr(validate, "CHUNK", 1)
+    monkeypatch.setattr(validate, "CHUNKS_A_WORKER", 1)
+    edit(case, 1, area=1000.0)
+    edit(case, 4, bbox=[60, 60, 5, 5])
+    case.shard(on_bad="skip", workers=2)
+    two = case.report()
+    for path in case.out.iterdir():
+        path.unlink()
+    case.shard(on_bad="skip")
+    assert case.report() == two
+
+
+def test_official_looking_compressed_crowd_and_strange_fields_pass(case):
+    case.tree["annotations"].append(
+        {
+            **annotation(6, 7, 3, (1, 1, 3, 3), compressed(rectangle(1, 1, 3, 3)), 1),
+            "attributes": {"x": [1, "y"]},
+        }
+    )
+    case.tree["info"] = {"year": 2017}
+    case.shard()
+    kept = ShardDataset(case.out).to_coco()["annotations"]
+    assert next(a for a in kept if a["id"] == 6) == json.loads(json.dumps(case.annotation(6)))
+    assert np.isfinite(case.report()["kept"]["annotations"])

@@ -1,0 +1,211 @@
+"""Shards: stock tools read them, bytes never vary, a kill anywhere leaves nothing half-done."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from shards.errors import BadInput
+from shards.files import only_writer
+from shards.write import write_shards
+
+ROOT = Path(__file__).parents[2]
+
+
+def digests(out):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+
+
+@pytest.fixture
+def cut_small(monkeypatch):
+    """A unit of shard_size_mb that makes several shards out of the 60 small images."""
+    from shards import write
+
+    plan = write.plan_shards
+    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, size >> 3))
+
+
+def shard(synthetic, out, **options):
+    annotations = synthetic / "annotations/instances_train2017.json"
+    return write_shards(synthetic / "train2017", annotations, out, shard_size_mb=1, **options)
+
+
+def test_stock_webdataset_reads_them(case):
+    case.shard()
+    samples = {
+        s["__key__"]: s
+        for s in webdataset.WebDataset(str(case.out / "instances-000000.tar"), shardshuffle=False)
+    }
+    assert list(samples) == ["000000000007", "000000000012", "000000000030", "000000000099"]
+    assert samples["000000000007"]["jpg"] == (case.images / "a.jpg").read_bytes()
+    assert samples["000000000030"]["png"] == (case.images / "c.png").read_bytes()
+    content = json.loads(samples["000000000012"]["json"])
+    assert {k: content[k] for k in ("image_id", "file_name", "width", "height")} == {
+        "image_id": 12, "file_name": "sub/b.jpg", "width": 40, "height": 30,
+    }  # fmt: skip
+    assert content["annotations"] == [case.annotation(3), case.annotation(5)]
+
+
+def test_stock_tar_unpacks_plain_files_into_its_folder_with_fixed_times_and_owner(case, tmp_path):
+    case.shard()
+    with tarfile.open(case.out / "instances-000000.tar") as tar:
+        members = tar.getmembers()
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    assert all(member.isfile() and "/" not in member.name and ".." not in member.name for member in members)
+    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {
+        (0, 0, 0, "mrrcnn")
+    }
+    assert len(list((tmp_path / "unpacked").iterdir())) == 8
+
+
+def test_index_and_description_say_where_everything_is(case):
+    description = case.shard()
+    assert description == json.loads((case.out / "dataset.json").read_text())
+    assert description["images"] == 4
+    assert description["instances"] == 5
+    assert [c["id"] for c in description["categories"]] == [3, 17, 90]
+    assert description["labels"] == {"3": 1, "17": 2, "90": 3}
+    assert description["source"]["annotations_sha256"] == hashlib.sha256(case.json.read_bytes()).hexdigest()
+    tar = (case.out / "instances-000000.tar").read_bytes()
+    entries = json.loads((case.out / "instances-000000.index.json").read_text())
+    assert set(entries[0]) == {"key", "image_id", "width", "height", "num_instances", "members"}
+    assert [entry["num_instances"] for entry in entries] == [2, 2, 1, 0]
+    for entry in entries:
+        for member in entry["members"].values():
+            content = tar[member["offset"] : member["offset"] + member["size"]]
+            assert hashlib.sha256(content).hexdigest() == member["sha256"]
+
+
+@pytest.mark.usefixtures("cut_small")
+def test_bytes_do_not_depend_on_workers(synthetic, tmp_path):
+    description = shard(synthetic, tmp_path / "one")
+    assert len(description["shards"]) > 2
+    shard(synthetic, tmp_path / "two", workers=2)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+@pytest.mark.usefixtures("cut_small")
+def test_the_hash_is_of_the_samples_not_of_the_cut(synthetic, sharded, tmp_path):
+    cut = shard(synthetic, tmp_path / "cut")
+    whole = json.loads((sharded / "dataset.json").read_text())
+    assert len(cut["shards"]) > len(whole["shards"])
+    assert cut["hash"] == whole["hash"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shards import files, tars, write
+
+plan = write.plan_shards
+write.plan_shards = lambda records, name, size: plan(records, name, size >> 3)
+countdown = int(sys.argv[4])
+
+def killing(rename):
+    def counted(source, target):
+        global countdown
+        if countdown == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        countdown -= 1
+        rename(source, target)
+    return counted
+
+files.rename_durably = killing(files.rename_durably)
+tars.rename_durably = files.rename_durably
+write.write_shards(*sys.argv[1:4], shard_size_mb=1)
+"""
+
+
+@pytest.mark.usefixtures("cut_small")
+@pytest.mark.parametrize("renames", [2, 3, None])
+def test_killed_before_any_rename_and_called_again_it_ends_with_the_same_bytes(synthetic, tmp_path, renames):
+    """The renames: report, progress, then a shard and its index in turn, and the description last (None)."""
+    undisturbed = shard(synthetic, tmp_path / "undisturbed")
+    renames = 2 + 2 * len(undisturbed["shards"]) if renames is None else renames
+    annotations = synthetic / "annotations/instances_train2017.json"
+    arguments = [str(synthetic / "train2017"), str(annotations), str(tmp_path / "killed"), str(renames)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "dataset.json").exists()
+    again = write_shards(*map(Path, arguments[:3]), shard_size_mb=1)
+    assert again == undisturbed
+    assert digests(tmp_path / "killed") == digests(tmp_path / "undisturbed")
+
+
+@pytest.mark.usefixtures("cut_small")
+def test_going_on_keeps_whole_shards_and_writes_damaged_ones_again(synthetic, tmp_path):
+    shard(synthetic, tmp_path)
+    expected = digests(tmp_path)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "progress.json").write_text(json.dumps(description["source"]))
+    (tmp_path / "dataset.json").unlink()
+    name = description["shards"][1]["name"]
+    damaged = bytearray((tmp_path / name).read_bytes())
+    damaged[2000] ^= 1
+    (tmp_path / name).write_bytes(damaged)
+    untouched = (tmp_path / description["shards"][0]["name"]).stat().st_ino
+    shard(synthetic, tmp_path)
+    assert digests(tmp_path) == expected
+    assert (tmp_path / description["shards"][0]["name"]).stat().st_ino == untouched
+
+
+def test_a_finished_one_is_not_written_again(case):
+    first = case.shard()
+    stamps = {path: path.stat().st_mtime_ns for path in case.out.iterdir()}
+    assert case.shard() == first
+    assert {path: path.stat().st_mtime_ns for path in case.out.iterdir()} == stamps
+
+
+@pytest.mark.parametrize("change", ["annotations", "options", "image"])
+def test_another_source_into_the_same_folder_is_refused(case, change):
+    case.shard()
+    before = digests(case.out)
+    options = {}
+    if change == "annotations":
+        case.annotation(1)["area"] = 201
+    elif change == "image":
+        with open(case.images / "a.jpg", "ab") as stream:
+            stream.write(b"more")
+    else:
+        options["repair"] = True
+    with pytest.raises(BadInput, match=f"{case.out}: holds shards of another source"):
+        case.shard(**options)
+    assert digests(case.out) == before
+
+
+def test_a_mended_source_goes_into_the_folder_that_refused_it(case):
+    case.annotation(1)["bbox"] = [100, 100, 5, 5]
+    with pytest.raises(BadInput):
+        case.shard()
+    case.annotation(1)["bbox"] = [4, 5, 20, 10]
+    assert case.shard()["images"] == 4
+
+
+def test_an_image_list_without_annotations_is_sharded_as_such(case):
+    del case.tree["annotations"]
+    assert case.shard()["has_annotations"] is False
+    assert case.report()["warnings"] == {}
+
+
+def test_two_writers_of_one_folder_are_refused(case):
+    case.out.mkdir()
+    with only_writer(case.out), pytest.raises(BadInput, match="another process is writing there"):
+        case.shard()
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"on_bad": "ignore"}, {"shard_size_mb": 0}, {"name": "../.."}]
+)
+def test_arguments_out_of_range_are_refused(case, options):
+    with pytest.raises(BadInput):
+        case.shard(**options)
+    assert not list(case.root.glob("**/*.tar"))
