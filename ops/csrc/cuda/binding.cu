@@ -1,0 +1,159 @@
+// The CUDA kernels as torch operators, by torch's stable ABI. The schema is ops/torch_op.py's.
+// Nothing here waits for the device.
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "../arguments.h"
+#include "kernel.cuh"
+
+namespace mrrcnn {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Holds the tensors that a Problem points into.
+template <class F, class T>
+struct Prepared {
+  std::vector<Tensor> features;
+  Tensor rois;
+  std::optional<Tensor> prob, level;
+  Problem<F, T> problem;
+};
+
+template <class F, class T>
+Prepared<F, T> prepare(const Arguments& a) {
+  STD_TORCH_CHECK(a.features.size() <= kMaxLevels, "sa_roi_align: at most ", kMaxLevels, " feature maps on CUDA");
+  const ScalarType type = a.sum_type();
+  Prepared<F, T> p{{}, torch::stable::contiguous(torch::stable::to(a.rois, type)), std::nullopt, std::nullopt, {}};
+  for (size_t i = 0; i < a.features.size(); ++i) {
+    p.features.push_back(torch::stable::contiguous(a.features[i], MemoryFormat::ChannelsLast));
+    p.problem.levels[i] = {static_cast<const F*>(p.features[i].const_data_ptr()),
+                           static_cast<int>(a.features[i].size(2)), static_cast<int>(a.features[i].size(3)),
+                           static_cast<T>(a.spatial_scales[i])};
+  }
+  if (a.prob) p.prob = torch::stable::contiguous(torch::stable::to(*a.prob, type));
+  if (a.level) p.level = torch::stable::contiguous(*a.level);
+  p.problem.num_levels = static_cast<int>(a.features.size());
+  p.problem.rois = static_cast<const T*>(p.rois.const_data_ptr());
+  p.problem.masks = p.prob ? static_cast<const T*>(p.prob->const_data_ptr()) : nullptr;
+  p.problem.level = p.level ? static_cast<const int64_t*>(p.level->const_data_ptr()) : nullptr;
+  p.problem.num_rois = a.rois.size(0);
+  p.problem.num_images = a.features[0].size(0);
+  p.problem.channels = static_cast<int>(a.features[0].size(1));
+  p.problem.settings = a.settings();
+  return p;
+}
+
+cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check_launch() {
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, "sa_roi_align: ", cudaGetErrorString(error));
+}
+
+Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+
+template <class F, class T>
+Tensor pool(const Arguments& a) {
+  const Prepared<F, T> p = prepare<F, T>(a);
+  Tensor output = a.new_output();
+  if (output.numel() == 0) return output;
+  F* data = static_cast<F*>(output.mutable_data_ptr());
+  forward_kernel<<<p.problem.num_rois, kThreads, 0, current_stream(output)>>>(p.problem, data, strides_of(output));
+  check_launch();
+  return output;
+}
+
+template <class F, class T>
+std::vector<Tensor> feature_gradients(const Arguments& a, const Problem<F, T>& problem, const T* grad) {
+  std::vector<Tensor> gradients;
+  for (size_t i = 0; i < a.features.size(); ++i) {
+    const Tensor& f = a.features[i];
+    gradients.push_back(torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(), std::nullopt,
+                                             memory_format(f)));
+    if (f.numel() == 0) continue;
+    const int64_t tiles = ((f.size(2) + kTile - 1) / kTile) * ((f.size(3) + kTile - 1) / kTile);
+    const dim3 grid(f.size(0) * tiles, (f.size(1) + kWarp - 1) / kWarp);
+    F* data = static_cast<F*>(gradients[i].mutable_data_ptr());
+    backward_features_kernel<<<grid, kThreads, 0, current_stream(f)>>>(problem, static_cast<int>(i), grad, data,
+                                                                       strides_of(gradients[i]));
+    check_launch();
+  }
+  return gradients;
+}
+
+template <class F, class T>
+Tensor mask_gradient(const Arguments& a, const Problem<F, T>& problem, const T* grad) {
+  Tensor gradient = torch::stable::empty(a.prob->sizes(), a.sum_type(), std::nullopt, a.prob->device());
+  if (gradient.numel() > 0) {
+    T* data = static_cast<T*>(gradient.mutable_data_ptr());
+    backward_masks_kernel<<<problem.num_rois, kThreads, 0, current_stream(gradient)>>>(problem, grad, data);
+    check_launch();
+  }
+  return torch::stable::to(gradient, a.prob->scalar_type());
+}
+
+template <class F, class T>
+Gradients differentiate(const Arguments& a, const Tensor& grad, bool need_f, bool need_p) {
+  const Prepared<F, T> p = prepare<F, T>(a);
+  const Tensor dense = torch::stable::contiguous(torch::stable::to(grad, a.sum_type()), MemoryFormat::ChannelsLast);
+  const T* data = static_cast<const T*>(dense.const_data_ptr());
+  return {need_f ? feature_gradients(a, p.problem, data) : a.no_feature_gradients(),
+          need_p && a.prob ? mask_gradient(a, p.problem, data) : a.no_gradient()};
+}
+
+Tensor sa_roi_align(std::vector<Tensor> features, Tensor rois, std::optional<Tensor> prob,
+                    std::optional<Tensor> level, std::vector<double> spatial_scales, int64_t pooled_h,
+                    int64_t pooled_w, int64_t sampling_ratio, bool aligned, int64_t prob_mode) {
+  const Arguments a{features, rois,     prob,           level,   spatial_scales,
+                    pooled_h, pooled_w, sampling_ratio, aligned, prob_mode};
+  a.check();
+  const torch::stable::accelerator::DeviceGuard guard(features[0].get_device_index());
+  switch (features[0].scalar_type()) {
+    case ScalarType::Double: return pool<double, double>(a);
+    case ScalarType::BFloat16: return pool<torch::headeronly::BFloat16, float>(a);
+    case ScalarType::Half: return pool<torch::headeronly::Half, float>(a);
+    default: return pool<float, float>(a);
+  }
+}
+
+Gradients sa_roi_align_backward(Tensor grad, std::vector<Tensor> features, Tensor rois, std::optional<Tensor> prob,
+                                std::optional<Tensor> level, std::vector<double> spatial_scales, int64_t pooled_h,
+                                int64_t pooled_w, int64_t sampling_ratio, bool aligned, int64_t prob_mode,
+                                bool need_f, bool need_p) {
+  const Arguments a{features, rois,     prob,           level,   spatial_scales,
+                    pooled_h, pooled_w, sampling_ratio, aligned, prob_mode};
+  a.check();
+  a.check_grad(grad);
+  const torch::stable::accelerator::DeviceGuard guard(features[0].get_device_index());
+  switch (features[0].scalar_type()) {
+    case ScalarType::Double: return differentiate<double, double>(a, grad, need_f, need_p);
+    case ScalarType::BFloat16: return differentiate<torch::headeronly::BFloat16, float>(a, grad, need_f, need_p);
+    case ScalarType::Half: return differentiate<torch::headeronly::Half, float>(a, grad, need_f, need_p);
+    default: return differentiate<float, float>(a, grad, need_f, need_p);
+  }
+}
+
+}  // namespace
+}  // namespace mrrcnn
+
+STABLE_TORCH_LIBRARY_IMPL(mrrcnn, CUDA, m) {
+  m.impl("sa_roi_align", TORCH_BOX(&mrrcnn::sa_roi_align));
+  m.impl("sa_roi_align_backward", TORCH_BOX(&mrrcnn::sa_roi_align_backward));
+}

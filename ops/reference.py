@@ -1,0 +1,265 @@
+"""Shape-aware RoIAlign in plain torch: what the compiled kernels must equal, and what runs without them.
+
+The grid of samples is separable: row r of a RoI sits at one height of the feature map and at one height of
+its mask, column s likewise. So a RoI needs the bilinear taps of its rows and of its columns only, and
+
+    out[i, j] = 1/N * sum over rows r of bin i and columns s of bin j of  F(r, s) * P(r, s)
+
+with N the samples of a bin. Both products are linear in F and in P; the backward is their transpose.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# An adaptive grid beyond this many samples a bin and side belongs to a box far larger than any feature map.
+# Such a box pools to zeros, as a box that is not finite does; csrc/geometry.h has the same number.
+MAX_ADAPTIVE_GRID = 4096
+HALF_PIXEL, PAPER = 0, 1
+# Samples times channels handled at once: bounds the scratch memory to a few hundred MB whatever K is.
+_CHUNK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Bilinear taps of S sample positions on one axis of K RoIs: indices and weights [K, S]."""
+
+    low: Tensor
+    high: Tensor
+    weight_low: Tensor
+    weight_high: Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The samples of K RoIs that share a grid: taps on F, matrices onto P, the bins of rows and columns."""
+
+    batch: Tensor
+    rows: Taps
+    columns: Taps
+    row_bin: Tensor
+    column_bin: Tensor
+    mask_rows: Tensor
+    mask_columns: Tensor
+    samples_per_bin: int
+
+
+def forward(
+    features, rois, prob, level, spatial_scales, pooled_h, pooled_w, sampling_ratio, aligned, prob_mode
+):
+    """Returns the pooled features [K, C, pooled_h, pooled_w]; autograd can differentiate it.
+
+    The arguments are those of `torch.ops.mrrcnn.sa_roi_align`.
+    """
+    dtype = _compute_dtype(features[0])
+    pooled = features[0].new_zeros((len(rois), pooled_h, pooled_w, features[0].shape[1]), dtype=dtype)
+    members_of, values_of = [], []
+    with torch.autocast(features[0].device.type, enabled=False):
+        for one, scale, members in _by_level(features, rois, level, spatial_scales):
+            pixels = _pixels(one, dtype)
+            arguments = (rois, members, scale, (pooled_h, pooled_w), sampling_ratio, aligned)
+            for chosen, grid in _grids(one, prob, *arguments, prob_mode):
+                values = _sample(pixels, one.shape, grid)
+                if prob is not None:
+                    values = values * _sample_mask(prob[chosen].to(dtype), grid)[..., None]
+                values_of.append(_sum_bins(values, grid, pooled_h, pooled_w) / grid.samples_per_bin)
+                members_of.append(chosen)
+    if members_of:
+        pooled = pooled.index_copy(0, torch.cat(members_of), torch.cat(values_of))
+    pooled = pooled.permute(0, 3, 1, 2).to(features[0].dtype)
+    return pooled.clone(memory_format=memory_format(features[0]))
+
+
+def backward(
+    grad,
+    features,
+    rois,
+    prob,
+    level,
+    spatial_scales,
+    pooled_h,
+    pooled_w,
+    sampling_ratio,
+    aligned,
+    prob_mode,
+    need_f,
+    need_p,
+):
+    """Returns (gradients of the features, gradient of prob); what is not needed has no elements."""
+    dtype = _compute_dtype(features[0])
+    grad = grad.permute(0, 2, 3, 1).to(dtype)
+    need_p = need_p and prob is not None
+    grad_prob = torch.zeros_like(prob, dtype=dtype, memory_format=torch.contiguous_format) if need_p else None
+    grad_features = []
+    with torch.autocast(features[0].device.type, enabled=False):
+        for one, scale, members in _by_level(features, rois, level, spatial_scales):
+            pixels = _pixels(one, dtype)
+            grad_pixels = torch.zeros_like(pixels) if need_f else None
+            arguments = (rois, members, scale, (pooled_h, pooled_w), sampling_ratio, aligned)
+            for chosen, grid in _grids(one, prob, *arguments, prob_mode):
+                spread = grad[chosen][:, grid.row_bin][:, :, grid.column_bin] / grid.samples_per_bin
+                if need_p:
+                    products = (spread * _sample(pixels, one.shape, grid)).sum(-1)
+                    grad_prob[chosen] = grid.mask_rows.T @ products @ grid.mask_columns
+                if need_f:
+                    if prob is not None:
+                        spread = spread * _sample_mask(prob[chosen].to(dtype), grid)[..., None]
+                    _add_samples(grad_pixels, spread, one.shape, grid)
+            grad_features.append(_feature_gradient(grad_pixels, one))
+    return grad_features, grad_prob.to(prob.dtype) if need_p else features[0].new_empty(0)
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Returns channels_last only for a [N, C, H, W] tensor that is not plainly contiguous as well."""
+    if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _compute_dtype(feature):
+    return torch.float64 if feature.dtype == torch.float64 else torch.float32
+
+
+def _pixels(feature, dtype):
+    """[N, C, H, W] -> [N * H * W, C]: a sample's channels side by side."""
+    return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).to(dtype)
+
+
+def _feature_gradient(grad_pixels, feature):
+    if grad_pixels is None:
+        return feature.new_empty(0)
+    n, c, h, w = feature.shape
+    gradient = grad_pixels.reshape(n, h, w, c).permute(0, 3, 1, 2).to(feature.dtype)
+    return gradient.clone(memory_format=memory_format(feature))
+
+
+def _by_level(features, rois, level, spatial_scales):
+    """Yields every level's map and scale with the indices of its RoIs."""
+    _check_range(rois[:, 0], features[0].shape[0], "batch index")
+    if level is None:
+        yield features[0], spatial_scales[0], torch.arange(len(rois), device=rois.device)
+        return
+    _check_range(level, len(features), "level")
+    for index, (one, scale) in enumerate(zip(features, spatial_scales, strict=True)):
+        yield one, scale, (level == index).nonzero().squeeze(1)
+
+
+def _check_range(values, size, what):
+    wrong = ~((values >= 0) & (values < size))
+    if wrong.any():
+        k = int(wrong.nonzero()[0])
+        raise RuntimeError(f"sa_roi_align: RoI {k} has {what} {values[k].item():g}, expected 0 to {size - 1}")
+
+
+def _grids(feature, prob, rois, members, scale, bins, sampling_ratio, aligned, prob_mode):
+    """Yields (indices of RoIs, their Grid): many RoIs at once for a fixed sampling ratio, else one by one."""
+    boxes = _scaled_boxes(rois, scale, aligned)
+    finite = torch.isfinite(boxes).all(1)
+    members = members[finite[members]]
+    mask_size = prob.shape[1:] if prob is not None else None
+    if sampling_ratio > 0:
+        samples = bins[0] * bins[1] * sampling_ratio**2
+        size = max(1, _CHUNK_ELEMENTS // (samples * max(1, feature.shape[1])))
+        for chosen in members.split(size):
+            counts = (sampling_ratio, sampling_ratio)
+            yield chosen, _grid(feature, rois, boxes, chosen, bins, counts, mask_size, prob_mode)
+        return
+    for k in members.tolist():
+        counts = [math.ceil(boxes[k, 2 + axis] / bins[axis]) for axis in (0, 1)]
+        if min(counts) < 1 or max(counts) > MAX_ADAPTIVE_GRID:
+            continue
+        chosen = torch.tensor([k], device=rois.device)
+        yield chosen, _visible(_grid(feature, rois, boxes, chosen, bins, counts, mask_size, prob_mode))
+
+
+def _scaled_boxes(rois, scale, aligned):
+    """[K, 5] -> [K, 4] in feature pixels: y0, x0, height, width."""
+    start = rois[:, [2, 1]] * scale
+    size = rois[:, [4, 3]] * scale - start
+    if aligned:
+        return torch.cat([start - 0.5, size], 1)
+    # Not clamp: a box that is not finite must stay so, not become one pixel.
+    return torch.cat([start, torch.where(size.isfinite() & (size < 1), torch.ones_like(size), size)], 1)
+
+
+def _grid(feature, rois, boxes, chosen, bins, counts, mask_size, prob_mode):
+    taps, matrices, bin_of = [], [None, None], []
+    for axis in (0, 1):
+        index = torch.arange(bins[axis] * counts[axis], device=rois.device)
+        bin_of.append(index // counts[axis])
+        start, size = boxes[chosen, axis, None], boxes[chosen, 2 + axis, None]
+        bin_size = size / bins[axis]
+        within = ((index % counts[axis]).to(boxes.dtype) + 0.5) * bin_size / counts[axis]
+        taps.append(_feature_taps(start + bin_of[axis] * bin_size + within, feature.shape[2 + axis]))
+        if mask_size is not None:
+            unit = (index.to(_compute_dtype(feature)) + 0.5) / len(index)
+            matrices[axis] = _mask_matrix(unit, mask_size[axis], prob_mode)
+    return Grid(rois[chosen, 0].long(), *taps, *bin_of, *matrices, counts[0] * counts[1])
+
+
+def _feature_taps(position, size):
+    """RoIAlign's border rule: nothing more than a pixel outside, else clamped into the map."""
+    visible = (position >= -1) & (position <= size)
+    position = torch.where(visible, position, torch.zeros_like(position)).clamp(0, size - 1)
+    low = position.long()
+    fraction = position - low
+    return Taps(low, (low + 1).clamp(max=size - 1), (1 - fraction) * visible, fraction * visible)
+
+
+def _mask_matrix(unit, size, prob_mode):
+    """[S, size]: interpolates a mask's axis at positions `unit` in (0, 1), its border replicated."""
+    position = (unit * size - (0.5 if prob_mode == HALF_PIXEL else 0.0)).clamp(0, size - 1)
+    low = position.long()
+    fraction = (position - low)[:, None]
+    cells = torch.eye(size, device=unit.device, dtype=unit.dtype)
+    return (1 - fraction) * cells[low] + fraction * cells[(low + 1).clamp(max=size - 1)]
+
+
+def _visible(grid):
+    """The same grid without rows and columns off the map: a large box then costs no more than the map."""
+
+    def keep(taps, bin_of, matrix):
+        on_map = (taps.weight_low + taps.weight_high)[0] > 0
+        parts = (taps.low, taps.high, taps.weight_low, taps.weight_high)
+        kept = Taps(*(part[:, on_map] for part in parts))
+        return kept, bin_of[on_map], None if matrix is None else matrix[on_map]
+
+    rows, row_bin, mask_rows = keep(grid.rows, grid.row_bin, grid.mask_rows)
+    columns, column_bin, mask_columns = keep(grid.columns, grid.column_bin, grid.mask_columns)
+    return Grid(grid.batch, rows, columns, row_bin, column_bin, mask_rows, mask_columns, grid.samples_per_bin)
+
+
+def _corners(shape, grid):
+    """Yields (index into the pixels [K, R, S], weight [K, R, S]) of each of a sample's four corners."""
+    _, _, height, width = shape
+    rows, columns = grid.rows, grid.columns
+    for y, weight_y in ((rows.low, rows.weight_low), (rows.high, rows.weight_high)):
+        line = (grid.batch[:, None] * height + y) * width
+        for x, weight_x in ((columns.low, columns.weight_low), (columns.high, columns.weight_high)):
+            yield line[:, :, None] + x[:, None, :], weight_y[:, :, None] * weight_x[:, None, :]
+
+
+def _sample(pixels, shape, grid):
+    """F at every sample: [K, R, S, C]."""
+    return sum(pixels[index] * weight[..., None].to(pixels.dtype) for index, weight in _corners(shape, grid))
+
+
+def _add_samples(grad_pixels, grad_samples, shape, grid):
+    """The transpose of `_sample`, added to grad_pixels."""
+    for index, weight in _corners(shape, grid):
+        terms = grad_samples * weight[..., None].to(grad_pixels.dtype)
+        grad_pixels.index_add_(0, index.flatten(), terms.flatten(0, 2))
+
+
+def _sample_mask(prob, grid):
+    """P at every sample: [K, R, S]."""
+    return grid.mask_rows @ prob @ grid.mask_columns.T
+
+
+def _sum_bins(values, grid, pooled_h, pooled_w):
+    """[K, R, S, C] -> [K, pooled_h, pooled_w, C]: the sum of every bin's samples."""
+    k, _, columns, channels = values.shape
+    values = values.new_zeros((k, pooled_h, columns, channels)).index_add(1, grid.row_bin, values)
+    return values.new_zeros((k, pooled_h, pooled_w, channels)).index_add(2, grid.column_bin, values)
