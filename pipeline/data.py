@@ -1,0 +1,117 @@
+"""From a sample of the shards to what the network trains on, and the loader that brings it."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from configs.schema import Config, Schedule
+from shards.batches import GlobalBatches
+from shards.masks import decode_mask
+from shards.order import SampleOrder
+from shards.read import Sample, ShardDataset
+
+Batch = list[tuple[Tensor, dict[str, Any]]]
+
+
+class TrainingSamples(Dataset):
+    """Samples by (position in the order, index in the shards): the position seeds all chance."""
+
+    def __init__(self, dataset: ShardDataset, seed: int, hflip: float):
+        self.dataset, self.seed, self.hflip = dataset, seed, hflip
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
+        """Return (image uint8 [3, H, W], target) of one sample, flipped by its position's chance."""
+        position, index = place
+        sample = self.dataset[index]
+        target = training_target(sample, self.dataset.label_of)
+        target["position"] = position
+        image = sample.image
+        if random.Random(f"{self.seed}/{position}/hflip").random() < self.hflip:
+            image, target = flip(image, target)
+        return image, target
+
+
+def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
+    """Return boxes [G, 4] xyxy px, labels [G] 1..K, masks uint8 [G, H, W] and the image id.
+
+    Crowds are left out, as torchvision's reference does, and so are boxes without area: no RoI can
+    match them. G may be 0.
+    """
+    height, width = sample.height, sample.width
+    boxes, labels, masks = [], [], []
+    for annotation in sample.annotations:
+        x, y, w, h = annotation["bbox"]
+        box = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
+        if annotation.get("iscrowd", 0) or box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        boxes.append(box)
+        labels.append(label_of[annotation["category_id"]])
+        masks.append(decode_mask(annotation["segmentation"], height, width))
+    stacked = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": torch.from_numpy(stacked),
+        "image_id": sample.image_id,
+    }
+
+
+def flip(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Return image and target mirrored left to right; boxes stay xyxy with x1 < x2."""
+    x1, y1, x2, y2 = target["boxes"].unbind(1)
+    width = image.shape[-1]
+    boxes = torch.stack([width - x2, y1, width - x1, y2], 1)
+    return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip(-1)}
+
+
+def training_batches(
+    dataset: ShardDataset, config: Config, schedule: Schedule, rank: int, world: int, start_step: int
+) -> Iterator[Batch]:
+    """Return this rank's micro-batches from `start_step` to the end, `accumulate` of them a step.
+
+    What is yielded depends on nothing but its arguments: not on workers, nor on what was read before.
+    """
+    batches = GlobalBatches(
+        SampleOrder(len(dataset), config.seed, dataset.hash),
+        aspects=dataset.entries.aspects,
+        batch=schedule.batch,
+        accumulate=schedule.accumulate,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+        stop_step=schedule.iters,
+        aspect_window=config.train.aspect_window,
+    )
+    samples = TrainingSamples(dataset, config.seed, config.train.hflip)
+    workers = config.data.loader_workers
+    ahead = 4 if workers else None
+    return iter(
+        DataLoader(
+            samples, batch_sampler=batches, num_workers=workers, collate_fn=list, prefetch_factor=ahead
+        )
+    )
+
+
+def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], list[dict[str, Any]], int]:
+    """Return (images, targets, seed) of the refining stage's first global batch, the same on every rank."""
+    schedule = config.train.refine.model_copy(update={"accumulate": 1, "iters": 1})
+    batch = next(training_batches(dataset, config, schedule, 0, 1, 0))
+    return *to_network(batch, torch.device("cpu")), config.seed
+
+
+def to_network(batch: Batch, device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Return images as floats in 0..1 and targets, both on a device."""
+    images = [image.to(device).float().div(255) for image, _ in batch]
+    targets = [
+        {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
+        for _, target in batch
+    ]
+    return images, targets

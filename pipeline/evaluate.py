@@ -1,0 +1,208 @@
+"""From weights and held-out shards to COCO results and metrics.json.
+
+`detect` runs on every rank over its slice of the images and leaves one file; `score` merges the files,
+on one process and off the training path, and refuses a set that is not exactly the whole.
+"""
+
+import io
+import json
+import logging
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.schema import Test
+from pipeline.coco_ap import Kind, evaluate_kind, prepare_annotations
+from pipeline.coco_results import Result, coco_results
+from pipeline.huddled import huddled_ids
+from shards.errors import BadInput
+from shards.files import encode_json, sha256_of, write_atomic
+from shards.read import ShardDataset
+
+log = logging.getLogger(__name__)
+Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]
+KINDS: tuple[Kind, ...] = ("bbox", "segm")
+SERVER_NAME = "detections_test-dev2017_mrrcnn_results"
+
+
+def detect(
+    weights: str | Path,
+    shards: str | Path,
+    parts_dir: str | Path,
+    test: Test,
+    rank: int = 0,
+    world: int = 1,
+    batch: int = 1,
+) -> Path:
+    """Return the file of this rank's results on images rank, rank + world, ... of the shards.
+
+    Runs on LOCAL_RANK's GPU if there is one. Writes nothing but its own file, atomically, so a killed
+    rank is simply run again. `parts_dir` belongs to one detection: empty it before another.
+
+    Raises:
+        BadInput: weights whose categories are not the shards' categories.
+    """
+    from pipeline.model import load_model
+
+    dataset = ShardDataset(shards)
+    model = load_model(weights, test=test)
+    check_categories(model.categories, dataset.categories, weights, shards)
+    device = _device()
+    indices = range(rank, len(dataset), world)
+    results = list(detect_images(model.to(device), dataset, indices, batch, device))
+    part = {
+        "source": {
+            "weights_sha256": sha256_of(Path(weights)),
+            "dataset": dataset.hash,
+            "test": test.model_dump(),
+        },
+        "rank": rank,
+        "world": world,
+        "image_ids": [dataset.entries[index]["image_id"] for index in indices],
+        "results": results,
+    }
+    path = Path(parts_dir) / f"rank-{rank:04d}-of-{world:04d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, encode_json(part))
+    return path
+
+
+def detect_images(
+    model: Detector, dataset: Any, indices: range, batch: int = 1, device: torch.device | str = "cpu"
+) -> Iterator[Result]:
+    """Yield the COCO results of the images at `indices`, image by image.
+
+    Masks become RLE before the next batch is read: memory holds the masks of `batch` images, never more.
+    """
+    report_every = max(1, len(indices) // 10)
+    for start in range(0, len(indices), batch):
+        samples = [dataset[index] for index in indices[start : start + batch]]
+        with torch.inference_mode():
+            detections = model([sample.image.to(device) for sample in samples])
+        for sample, detection in zip(samples, detections, strict=True):
+            yield from coco_results(detection, sample.image_id)
+        done = start + len(samples)
+        if done // report_every > start // report_every:
+            log.info("detected %d of %d images", done, len(indices))
+
+
+def score(shards: str | Path, parts_dir: str | Path, out_dir: str | Path) -> dict[str, Any]:
+    """Return the metrics of all ranks' results together; {} for shards without annotations.
+
+    Writes `coco_results.json` (by image id, then as detected), `metrics.json`, and `source.json`: which
+    weights, shards and test settings they belong to. Without annotations there is no metrics.json but
+    the zip that the COCO server takes.
+
+    Raises:
+        BadInput: parts of different detections, or an image that no part or more than one covers.
+    """
+    dataset, out = ShardDataset(shards), Path(out_dir)
+    source, results = merge_parts(Path(parts_dir), [entry["image_id"] for entry in dataset.entries])
+    if source["dataset"] != dataset.hash:
+        raise BadInput(f"{parts_dir}: was detected on other shards than {shards}; run the evaluation again")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "coco_results.json", encode_json(results))
+    _write_readable(out / "source.json", {**source, "shards": str(Path(shards).resolve())})
+    if not dataset.has_annotations:
+        (out / "metrics.json").unlink(missing_ok=True)
+        _write_server_zip(out, results)
+        return {}
+    metrics = measure(dataset.to_coco(), results)
+    _write_readable(out / "metrics.json", metrics)
+    return metrics
+
+
+def measure(coco: dict[str, Any], results: list[Result]) -> dict[str, Any]:
+    """Return metrics.json's content for COCO results on a COCO ground truth.
+
+    Fractions from 0 to 1; None where undefined (no ground truth of that kind), 0 without results.
+    """
+    coco = prepare_annotations(coco)
+    plain = {kind: evaluate_kind(coco, results, kind) for kind in KINDS}
+    huddled = huddled_ids(coco["annotations"])
+    return {
+        **{kind: plain[kind][0] for kind in KINDS},
+        "huddled": {kind: evaluate_kind(coco, results, kind, huddled)[0] for kind in KINDS},
+        "per_category": {
+            str(category["id"]): {
+                "name": category["name"],
+                **{kind: plain[kind][1][category["id"]] for kind in KINDS},
+            }
+            for category in sorted(coco["categories"], key=lambda item: item["id"])
+        },
+    }
+
+
+def merge_parts(parts_dir: Path, image_ids: list[int]) -> tuple[dict[str, Any], list[Result]]:
+    """Return (source, results sorted by image id) of all parts, which must cover every image once."""
+    parts = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(parts_dir.glob("rank-*-of-*.json"))
+    ]
+    if not parts:
+        raise BadInput(f"{parts_dir}: holds no results (rank-*-of-*.json); run the detection first")
+    if any(part["source"] != parts[0]["source"] for part in parts):
+        raise BadInput(f"{parts_dir}: mixes results of different weights, shards or settings; empty it first")
+    covered = Counter(image_id for part in parts for image_id in part["image_ids"])
+    _check_covered(covered, image_ids, parts_dir)
+    results = [result for part in parts for result in part["results"]]
+    return parts[0]["source"], sorted(results, key=lambda result: result["image_id"])
+
+
+def check_categories(
+    learned: Iterable[dict[str, Any]],
+    given: Iterable[dict[str, Any]],
+    weights: str | Path,
+    shards: str | Path,
+) -> None:
+    """Refuse weights that name a category otherwise than the shards do, or that share none with them.
+
+    Shards without any category (a bare image list) are taken as they are.
+    """
+    ours = {category["id"]: category["name"] for category in learned}
+    theirs = {category["id"]: category["name"] for category in given}
+    for identity in sorted(ours.keys() & theirs.keys()):
+        if ours[identity] != theirs[identity]:
+            raise BadInput(
+                f"{weights}: category {identity} is {ours[identity]!r} but {theirs[identity]!r} in {shards}; "
+                "evaluate on shards of the data the weights were trained for"
+            )
+    if theirs and not ours.keys() & theirs.keys():
+        raise BadInput(f"{weights}: shares no category id with {shards}; these weights are for other data")
+
+
+def _check_covered(covered: Counter[int], image_ids: list[int], parts_dir: Path) -> None:
+    missing = sorted(set(image_ids) - covered.keys())
+    surplus = sorted(covered.keys() - set(image_ids))
+    twice = sorted(image_id for image_id, times in covered.items() if times > 1)
+    for what, ids in (("lacks", missing), ("has unknown", surplus), ("has more than once", twice)):
+        if ids:
+            raise BadInput(
+                f"{parts_dir}: {what} {len(ids)} of {len(image_ids)} images (the first is {ids[0]}); "
+                "empty the folder and run the detection again on every rank"
+            )
+
+
+def _write_readable(path: Path, tree: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(tree, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _write_server_zip(out: Path, results: list[Result]) -> None:
+    # ZipInfo's own fixed date keeps the archive the same for the same results.
+    member = zipfile.ZipInfo(f"{SERVER_NAME}.json")
+    member.compress_type = zipfile.ZIP_DEFLATED
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(member, encode_json(results))
+    write_atomic(out / f"{SERVER_NAME}.zip", buffer.getvalue())
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

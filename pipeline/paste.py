@@ -1,0 +1,43 @@
+"""From 28x28 mask probabilities to masks of the image's size."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+CHUNK_BYTES = 64 * 2**20
+
+
+def paste_masks(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], how: Literal["legacy", "exact"]
+) -> Tensor:
+    """Return masks bool [D, H, W] of probabilities [D, 28, 28] and boxes [D, 4] xyxy in image pixels.
+
+    "legacy" is torchvision's and maskrcnn-benchmark's paste, which rounds boxes to pixels; "exact"
+    reads the mask at every pixel's centre, as detectron2 does. Apart from the result, memory is
+    bounded whatever the number of masks.
+    """
+    pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    if how == "exact":
+        for canvas, mask, box in zip(pasted, masks, boxes.tolist(), strict=True):
+            _paste_exact(canvas, mask, box)
+        return pasted
+    step = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
+    for rows in torch.arange(len(masks), device=masks.device).split(step) if len(masks) else ():
+        pasted[rows] = paste_masks_in_image(masks[rows, None], boxes[rows], size)[:, 0] > 0.5
+    return pasted
+
+
+def _paste_exact(canvas: Tensor, mask: Tensor, box: list[float]) -> None:
+    (height, width), (x1, y1, x2, y2) = canvas.shape, box
+    left, top = max(0, int(x1)), max(0, int(y1))
+    right, bottom = min(width, int(x2) + 1), min(height, int(y2) + 1)
+    xs = torch.arange(left, right, device=mask.device) + 0.5
+    ys = torch.arange(top, bottom, device=mask.device) + 0.5
+    if len(xs) and len(ys):
+        grid_x, grid_y = (xs - x1) / (x2 - x1) * 2 - 1, (ys - y1) / (y2 - y1) * 2 - 1
+        grid = torch.stack([grid_x.expand(len(ys), -1), grid_y[:, None].expand(-1, len(xs))], -1)
+        read = F.grid_sample(mask[None, None], grid[None].to(mask), align_corners=False)[0, 0]
+        canvas[top:bottom, left:right] = read >= 0.5

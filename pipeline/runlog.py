@@ -1,0 +1,90 @@
+"""RUN/STAGE/metrics.jsonl and samples.jsonl: appended by rank 0, cut back to the checkpoint on resume."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from configs.schema import Schedule
+
+log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """The two logs of one stage, which read as if the run had never been interrupted."""
+
+    def __init__(self, folder: Path, rank: int, world: int, step: int, log_samples: bool):
+        """Cut both logs back to `step`; every rank must be constructed."""
+        self.folder, self.rank, self.world, self.log_samples = folder, rank, world, log_samples
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _cut_back(folder / "metrics.jsonl", step)
+            _cut_back(folder / "samples.jsonl", step)
+
+    def metrics(self, step: int, schedule: Schedule, size: int, lr: float, window: dict[str, float]) -> None:
+        """Append the mean of every loss term over the steps since the last line."""
+        if self.rank:
+            return
+        steps, seconds = window["steps"], window["seconds"]
+        terms = {name: value / steps for name, value in window.items() if name not in ("steps", "seconds")}
+        samples = step * schedule.batch
+        line = {
+            "step": step,
+            "epoch": samples / size,
+            "samples": samples,
+            "lr": lr,
+            "loss": terms.pop("total"),
+            **terms,
+            "images_per_s": schedule.batch * steps / seconds if seconds else None,
+        }
+        _append(self.folder / "metrics.jsonl", [line])
+        _say(step, schedule.iters, line)
+
+    def samples(self, step: int, image_ids: list[int]) -> None:
+        """Append the image ids that each rank really saw in a step. Collective when it is on."""
+        if not self.log_samples:
+            return
+        everyone: list[list[int]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(everyone, image_ids)
+        if self.rank == 0:
+            lines = [{"step": step, "rank": rank, "image_ids": ids} for rank, ids in enumerate(everyone)]
+            _append(self.folder / "samples.jsonl", lines)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON-lines log; a line torn by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _cut_back(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    _append(temporary, kept)
+    os.replace(temporary, path)
+
+
+def _append(path: Path, lines: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _say(step: int, last: int, line: dict[str, Any]) -> None:
+    speed = f"{line['images_per_s']:.1f} images/s" if line["images_per_s"] else ""
+    log.info("step %d/%d  loss %.4f  lr %.5f  %s", step, last, line["loss"], line["lr"], speed)

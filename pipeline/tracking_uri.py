@@ -1,0 +1,25 @@
+"""Which MLflow a run reports to, and how its address may be shown."""
+
+import os
+import re
+from pathlib import Path
+
+DEFAULT_FILE = "mlflow.db"
+
+
+def resolve_uri(configured: str | None, remembered: str | None = None) -> str:
+    """Return the tracking URI of a run, absolute, so that it means the same from every directory.
+
+    The config's `tracking.uri`, else MLFLOW_TRACKING_URI, else what an earlier attempt of the run used,
+    else MLflow's own default: `mlflow.db` in the working directory.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or remembered or f"sqlite:///{DEFAULT_FILE}"
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not path.startswith("/"):
+        return f"sqlite:///{Path(path).resolve()}"
+    return uri
+
+
+def redact(text: str) -> str:
+    """Return the text with every password of a URL in it replaced by ***."""
+    return re.sub(r"(\w://[^\s/:@]*):[^\s/@]+@", r"\1:***@", text)

@@ -1,0 +1,103 @@
+"""Weights files: safetensors with one metadata key, written atomically, the same bytes every time."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shards.errors import BadInput
+
+# With several metadata keys safetensors writes them in hash order: the bytes would differ.
+KEY = "mrrcnn"
+FORMAT = 1
+
+
+def save_weights(path: str | Path, tensors: dict[str, Tensor], meta: dict) -> None:
+    """Write tensors and their description; the file appears whole or not at all.
+
+    Args:
+        path: the file to write, in an existing directory.
+        tensors: by name; copied to the CPU, shared storage is written twice.
+        meta: JSON values; equal meta and tensors give equal bytes.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        save_file({name: _plain(tensor) for name, tensor in tensors.items()}, partial, metadata={KEY: text})
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Return tensors (on the CPU) and description of a file written by `save_weights`.
+
+    Raises:
+        BadInput: missing, damaged, or a safetensors file of somebody else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BadInput(
+            f"{path}: cannot be read as safetensors ({error}); give a weights file of a run"
+        ) from None
+    meta = json.loads(text) if text else {}
+    if meta.get("format") != FORMAT:
+        found = f"format {meta['format']}" if meta else "no description"
+        raise BadInput(
+            f"{path}: has {found} under the metadata key {KEY!r}; "
+            f"this version reads format {FORMAT} as written by a run or by `mrrcnn import-weights`"
+        )
+    return tensors, meta
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], name: str, may_lack: str | None = None) -> None:
+    """Copy tensors into a module, every one of them and nothing left out.
+
+    Args:
+        module: changed in place; half-precision tensors are widened.
+        tensors: by parameter or buffer name; torchvision's older names of its own layers are understood.
+        name: what the tensors came from, for messages.
+        may_lack: prefix of names that may keep their present values.
+
+    Raises:
+        BadInput: a name too few, one too many, or another shape; the first one is named.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise BadInput(
+            f"{name}: {_last_line(error)}; use the model config these weights were made with"
+        ) from None
+    missing = [key for key in missing if may_lack is None or not key.startswith(may_lack)]
+    for keys, what in ((missing, "lacks"), (unexpected, "has, unlike the model,")):
+        if keys:
+            raise BadInput(
+                f"{name}: {what} {keys[0]} (and {len(keys) - 1} more); "
+                "set model.backbone, model.norm and the refining module to what these weights were made with"
+            )
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[-1].strip().rstrip(".")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

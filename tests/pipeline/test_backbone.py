@@ -1,0 +1,60 @@
+"""Trunks: strides, freezing, normalisation."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from configs.schema import Model
+from pipeline.backbone import build_backbone
+from shards.errors import BadInput
+
+EXPANDED = ["resnet50", "resnet101", "resnext101_32x8d"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", *EXPANDED])
+@pytest.mark.parametrize("norm", ["frozen_bn", "group"])
+def test_every_trunk_gives_five_maps_at_strides_4_to_64(name, norm):
+    with torch.device("meta"):
+        backbone = build_backbone(Model(backbone=name, norm=norm, fpn_channels=32))
+        maps = backbone(torch.zeros(2, 3, 128, 192))
+    assert {k: tuple(v.shape) for k, v in maps.items()} == {
+        key: (2, 32, 128 // stride, 192 // stride)
+        for key, stride in zip(("0", "1", "2", "3", "pool"), (4, 8, 16, 32, 64), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_stride_in_1x1_moves_the_stride_and_keeps_every_name_and_map(name):
+    with torch.device("meta"):
+        plain = build_backbone(Model(backbone=name))
+        moved = build_backbone(Model(backbone=name, stride_in_1x1=True))
+        maps = moved(torch.zeros(1, 3, 96, 64))
+    assert [m.shape[-1] for m in maps.values()] == [16, 8, 4, 2, 1]
+    assert plain.state_dict().keys() == moved.state_dict().keys()
+    for layer in (moved.body.layer2, moved.body.layer3, moved.body.layer4):
+        assert layer[0].conv1.stride == (2, 2) and layer[0].conv2.stride == (1, 1)
+    assert moved.body.layer1[0].conv1.stride == (1, 1)
+
+
+def test_stride_in_1x1_is_refused_where_there_is_no_1x1():
+    with pytest.raises(BadInput, match="resnet18 has no 1x1"):
+        build_backbone(Model(backbone="resnet18", stride_in_1x1=True))
+
+
+@pytest.mark.parametrize("layers", range(6))
+def test_trainable_layers_counts_from_the_last_block_and_spares_the_pyramid(layers):
+    backbone = build_backbone(Model(backbone="resnet18", norm="group", trainable_layers=layers))
+    blocks = {n.split(".")[0] for n, p in backbone.body.named_parameters() if p.requires_grad}
+    expected = {"layer4", "layer3", "layer2", "layer1", "conv1", "bn1"}
+    order = ["layer4", "layer3", "layer2", "layer1", "conv1"]
+    assert blocks == (expected if layers == 5 else set(order[:layers]))
+    assert all(p.requires_grad for p in backbone.fpn.parameters())
+
+
+def test_norms_are_what_the_config_says():
+    frozen = build_backbone(Model(backbone="resnet18", norm_eps=0.0))
+    norms = [m for m in frozen.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(norms) == 20 and all(m.eps == 0.0 for m in norms)
+    group = build_backbone(Model(backbone="resnet18", norm="group"))
+    assert {m.num_groups for m in group.modules() if isinstance(m, nn.GroupNorm)} == {16}

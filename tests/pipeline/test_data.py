@@ -1,0 +1,114 @@
+"""What the network trains on: targets as the annotations say, chance by the sample's position alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.load import parse_config
+from pipeline.data import TrainingSamples, first_batch, flip, training_batches, training_target
+from shards.masks import decode_mask
+from shards.read import Sample, ShardDataset
+from shards.synth import write_synthetic
+from shards.write import write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_synthetic(folder / "coco", images=12, seed=3)
+    annotations = folder / "coco" / "annotations" / "instances_train2017.json"
+    write_shards(folder / "coco" / "train2017", annotations, folder / "shards")
+    return ShardDataset(folder / "shards")
+
+
+def config(**train):
+    schedule = {"iters": 6, "batch": 4, "warmup": 0}
+    tree = {"data": {"train": "-", "val": "-", "loader_workers": 0}, "train": {"baseline": schedule, **train}}
+    return parse_config(tree)
+
+
+def sample(annotations, height=20, width=30):
+    image = torch.arange(3 * height * width).reshape(3, height, width).to(torch.uint8)
+    return Sample(
+        image=image, image_id=7, file_name="a.png", width=width, height=height, annotations=annotations
+    )
+
+
+def square(x, y, w, h, **more):
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    return {"bbox": [x, y, w, h], "segmentation": [polygon], "category_id": 5, "iscrowd": 0, **more}
+
+
+def test_boxes_are_corners_clipped_to_the_image_and_labels_are_contiguous():
+    target = training_target(sample([square(2, 3, 10, 8), square(25, 15, 9, 9)]), {5: 2})
+    assert target["boxes"].tolist() == [[2, 3, 12, 11], [25, 15, 30, 20]]
+    assert target["labels"].tolist() == [2, 2]
+    assert target["masks"].shape == (2, 20, 30) and target["masks"][0].sum() == 80
+
+
+def test_crowds_and_boxes_without_area_do_not_train():
+    crowd = square(0, 0, 5, 5, iscrowd=1)
+    target = training_target(sample([crowd, square(4, 4, 0, 6), square(40, 3, 5, 5)]), {5: 1})
+    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+    assert target["masks"].shape == (0, 20, 30)
+
+
+def test_flipping_moves_image_boxes_and_masks_together():
+    one = sample([square(2, 3, 10, 8)])
+    target = training_target(one, {5: 1})
+    image, flipped = flip(one.image, target)
+    assert torch.equal(image, one.image.flip(-1))
+    rows, columns = torch.where(flipped["masks"][0] > 0)
+    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert flipped["boxes"][0].tolist() == [int(edge) for edge in box] == [18, 3, 28, 11]
+    again_image, again = flip(image, flipped)
+    assert torch.equal(again_image, one.image) and torch.equal(again["boxes"], target["boxes"])
+
+
+def test_masks_are_those_of_the_annotations(shards):
+    place = next(place for place in range(len(shards)) if shards.entries[place]["num_instances"] > 1)
+    raw = shards[place]
+    wanted = [
+        decode_mask(a["segmentation"], raw.height, raw.width) for a in raw.annotations if not a["iscrowd"]
+    ]
+    _, target = TrainingSamples(shards, seed=0, hflip=0.0)[(0, place)]
+    assert np.array_equal(target["masks"].numpy(), np.stack(wanted))
+
+
+def test_a_flip_depends_on_seed_and_position_only(shards):
+    samples = TrainingSamples(shards, seed=5, hflip=0.5)
+    flipped = [not torch.equal(samples[(p, 0)][0], shards[0].image) for p in range(40)]
+    assert flipped == [not torch.equal(samples[(p, 0)][0], shards[0].image) for p in range(40)]
+    assert 5 < sum(flipped) < 35
+    other = TrainingSamples(shards, seed=6, hflip=0.5)
+    assert flipped != [not torch.equal(other[(p, 0)][0], shards[0].image) for p in range(40)]
+
+
+def everything(shards, config, **place):
+    batches = training_batches(shards, config, config.train.baseline, **place)
+    return [[(t["position"], t["image_id"], image.sum().item()) for image, t in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_ranks_share_out_the_same_global_batches(shards, window):
+    cfg = config(aspect_window=window)
+    alone = everything(shards, cfg, rank=0, world=1, start_step=0)
+    parts = [everything(shards, cfg, rank=rank, world=2, start_step=0) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in alone]
+    assert len(alone) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_and_loader_workers_change_nothing(shards, workers):
+    cfg = config()
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"loader_workers": workers})})
+    straight = everything(shards, config(), rank=0, world=1, start_step=0)
+    assert everything(shards, cfg, rank=0, world=1, start_step=4) == straight[4:]
+
+
+def test_first_batch_is_the_global_batch_of_the_refining_stage(shards):
+    cfg = config(refine={"iters": 3, "batch": 6, "accumulate": 2}, aspect_window=0)
+    images, targets, seed = first_batch(shards, cfg)
+    assert len(images) == len(targets) == 6 and seed == cfg.seed
+    assert all(image.min() >= 0 and image.max() <= 1 for image in images)
+    assert sorted(target["position"] for target in targets) == list(range(6))

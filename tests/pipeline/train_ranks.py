@@ -1,0 +1,23 @@
+"""Run by torchrun in test_train.py: trains one stage on every rank, as a launcher would."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from configs.load import parse_config
+from pipeline.train import TrainJob, train
+
+
+def main(job_file: str) -> None:
+    job = json.loads(Path(job_file).read_text())
+    try:
+        train(TrainJob(**{**job, "config": parse_config(job["config"])}))
+    except Exception as error:
+        if os.environ["RANK"] == "0":
+            Path(job_file).with_suffix(".error").write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
