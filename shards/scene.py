@@ -11,7 +11,7 @@ from shards.shapes import CATEGORIES, TEXTURES, coverage, outline, rasterize, te
 NEAR_SAME_BOX_IOU = 0.7
 # A little inside the definition of huddled (0.3), so that a later shape's bite rarely ends a huddle.
 AIMED_IOU = 0.33
-MIN_VISIBLE_SHARE = 0.4
+MIN_VISIBLE_SHARE = 0.5
 MIN_VISIBLE_PX = 40
 PLACING_ATTEMPTS = 60
 

@@ -1,0 +1,59 @@
+"""What is refused before anything runs: places, worker counts and data that cannot work."""
+
+from pathlib import Path
+
+from configs.load import ConfigError
+from configs.schema import Config
+from shards.errors import BadInput
+
+
+def local_path(run_dir: str | Path) -> Path:
+    """Return the absolute path of a run directory.
+
+    Raises:
+        BadInput: it is a URL; locks and renames need a POSIX file system.
+    """
+    if "://" in str(run_dir):
+        raise BadInput(
+            f"--run-dir {run_dir}: is a URL, but the lease and atomic renames need a POSIX file system; "
+            "give a directory that every node sees, such as an NFS mount"
+        )
+    return Path(run_dir).resolve()
+
+
+def check_workers(config: Config, workers: int) -> None:
+    """Raise BadInput if the workers cannot share every stage's batch evenly; names the numbers that can."""
+    if config.train.baseline.iters == 0 and config.model.weights is None:
+        raise ConfigError(
+            "train.baseline.iters=0 takes the baseline from model.weights, which is not set; "
+            "set it to a Mask R-CNN checkpoint, or train.baseline.iters above 0"
+        )
+    from shards.batches import legal_world_sizes
+
+    schedules = {"train.baseline": config.train.baseline, "train.refine": config.train.refine}
+    legal = {
+        name: legal_world_sizes(item.batch, item.accumulate) for name, item in schedules.items() if item.iters
+    }
+    for name, sizes in legal.items():
+        if workers not in sizes:
+            every = sorted(set.intersection(*map(set, legal.values())))
+            raise BadInput(
+                f"--workers {workers}: does not divide {name}.batch / accumulate = {sizes[-1]}; "
+                f"use {', '.join(map(str, every))} workers, or change the batch"
+            )
+
+
+def check_splits(train: Path, val: Path) -> None:
+    """Raise BadInput if the two shard directories cannot be trained and evaluated on together."""
+    from shards.read import ShardDataset
+
+    learned, held_out = (ShardDataset(directory, verify=False) for directory in (train, val))
+    if not learned.has_annotations:
+        raise BadInput(f"{train}: has no annotations to train on; give data.train an annotated set")
+    ours = {item["id"]: item["name"] for item in learned.categories}
+    for item in held_out.categories:
+        if ours.get(item["id"], item["name"]) != item["name"]:
+            raise BadInput(
+                f"{val}: category {item['id']} is {item['name']!r} but {ours[item['id']]!r} in {train}; "
+                "data.train and data.val must name categories alike"
+            )

@@ -1,0 +1,246 @@
+"""The `mrrcnn` command: parses, calls one function, and turns errors into one line and an exit code."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Instance segmentation where instances huddle together: Mask R-CNN and Mask Refining R-CNN.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+RUN_DIR_HELP = "Run directory on a POSIX file system that every node sees."
+Stage = Literal["shard", "baseline", "refine", "control", "evaluate", "report"]
+Launcher = Literal["ray", "torchrun", "local"]
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML config, such as configs/demo.yaml.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
+]
+RunDir = Annotated[str, typer.Option(help=RUN_DIR_HELP)]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Ranks.", show_default="one per GPU of this machine, or 1 without")
+]
+LauncherOption = Annotated[
+    Launcher, typer.Option(help="ray: Ray Train; torchrun: this machine; local: one process, no cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster.", show_default="a private one on this machine")
+]
+Redo = Annotated[
+    Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
+]
+Out = Annotated[Path, typer.Option(help="Folder to write to; made if absent.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A weights.safetensors of a run.")]
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    images: Annotated[int, typer.Option(help="Training images; validation has a fifth, at least 50.")] = 600,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    huddle: Annotated[float, typer.Option(help="Share of the instances that overlap another, 0 to 1.")] = 0.6,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
+) -> None:
+    """Write a synthetic COCO data set of instances that huddle together."""
+    from shards.synth import write_synthetic
+
+    made = write_synthetic(out, images, seed, huddle=huddle, size=size)
+    for split, coco in made.items():
+        print(f"{split}: {len(coco['images'])} images, {len(coco['annotations'])} instances in {out}")
+
+
+@app.command()
+def shard(
+    images: Annotated[Path, typer.Option(help="Folder of the images.")],
+    annotations: Annotated[Path, typer.Option(help="COCO instances file, or an image list.")],
+    out: Out,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one per core")
+    ] = None,
+    on_bad: Annotated[
+        Literal["fail", "skip"], typer.Option(help="Refuse errors, or skip and list them in OUT/report.json.")
+    ] = "fail",
+    repair: Annotated[bool, typer.Option("--repair", help="Mend boxes and areas from the masks.")] = False,
+    shard_size_mb: Annotated[int, typer.Option(help="Largest shard, MiB.")] = 256,
+) -> None:
+    """Validate COCO data and write it as tar shards with an index; resumable."""
+    import os
+
+    from shards.write import write_shards
+
+    workers = workers or os.cpu_count() or 1
+    options = {"on_bad": on_bad, "repair": repair, "shard_size_mb": shard_size_mb}
+    write_shards(images, annotations, out, workers=workers, **options)
+    print(f"{out}: shards are complete; findings are in {out / 'report.json'}")
+
+
+@app.command()
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="A directory of shards.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the contact sheet.", show_default="the directory")
+    ] = None,
+) -> None:
+    """Verify every checksum of a directory of shards; statistics and a contact sheet."""
+    from jobs.verbs import inspect_directory
+
+    inspect_directory(directory, out)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    set_: Set = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help=RUN_DIR_HELP, show_default="runs/ and the config's name")
+    ] = None,
+    workers: Workers = None,
+    launcher: LauncherOption = "ray",
+    address: Address = None,
+    redo: Redo = None,
+) -> None:
+    """Run the stages that are not done; the same command again resumes."""
+    from jobs.verbs import run_config
+
+    run_config(config, set_, run_dir, workers, launcher, address, redo)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    run_dir: Annotated[str, typer.Option(help=f"{RUN_DIR_HELP} A full path.")],
+    address: Annotated[str, typer.Option(help="The head's job server.")] = "http://127.0.0.1:8265",
+    set_: Set = None,
+    workers: Annotated[int, typer.Option(min=1, help="Ranks on the cluster.")] = 1,
+    redo: Redo = None,
+) -> None:
+    """Run as a job of a Ray cluster, follow its log, and end with its exit code."""
+    from jobs.verbs import submit_config
+
+    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo))
+
+
+@app.command()
+def sync(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Deliver to MLflow what a dead server missed."""
+    from pipeline.tracking import sync as deliver
+
+    done = deliver(run_dir)
+    print(f"{done['uri']}: {done['points']} points delivered")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    shards: Annotated[Path, typer.Option(help="A directory of shards.")],
+    out: Out,
+    set_: Set = None,
+    workers: Workers = None,
+    launcher: LauncherOption = "local",
+    address: Address = None,
+) -> None:
+    """Box, mask and huddled AP of a weights file; `--set test.KEY=VALUE` overrides its settings."""
+    from jobs.verbs import evaluate_checkpoint
+
+    evaluate_checkpoint(checkpoint, shards, out, set_, workers, launcher, address)
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Out,
+    score: Annotated[float, typer.Option(help="Least score that the pictures show.")] = 0.5,
+) -> None:
+    """Detect on image files: results.json and a picture of each."""
+    from pipeline.predict import predict as detect
+
+    results = detect(checkpoint, images, out, score=score)
+    print(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories to compare.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to.", show_default="report/ of the first run directory"),
+    ] = None,
+) -> None:
+    """Tables, figures and pictures of runs: Markdown, PNG, one self-contained HTML."""
+    from jobs.verbs import report_runs
+
+    report_runs(run_dirs, out)
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[Path, typer.Option(help="Where runs will be; its file system is tried.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """What this machine has, what is missing, and what to do about it."""
+    from jobs.doctor import examine
+
+    raise typer.Exit(examine(run_dir))
+
+
+@app.command()
+def demo(
+    run_dir: RunDir = "runs/demo",
+    seed: Annotated[int, typer.Option(help="Seed of the training; the images stay the same.")] = 0,
+    set_: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ranks.", show_default="one per GPU, at most 2; 2 without")
+    ] = None,
+    launcher: LauncherOption = "ray",
+) -> None:
+    """Run everything on synthetic data: what `make demo` runs."""
+    from jobs.demo import run_demo
+
+    run_demo(run_dir, seed, set_, workers, launcher)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit: 0 on success, 2 on bad usage or input, 1 on failure."""
+    try:
+        code = app(args=arguments, prog_name="mrrcnn", standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(2, f"{error.format_message()} (see mrrcnn --help)")
+    except (ValueError, RuntimeError) as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _fail(code, str(error))
+    if code == INTERRUPTED:
+        _fail(code, "interrupted; the same command goes on")
+    sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    from configs.load import ConfigError
+    from jobs.errors import JobFailed
+    from pipeline.lease import LeaseHeld, StaleAttempt
+    from pipeline.tracking import NotDelivered
+    from shards.errors import BadInput
+
+    if isinstance(error, BadInput | ConfigError | LeaseHeld):
+        return 2
+    return 1 if isinstance(error, JobFailed | StaleAttempt | NotDelivered) else None
+
+
+def _fail(code: int, message: str) -> None:
+    print(f"mrrcnn: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What each stage depends on, and so what a changed config means for a run directory."""
+
+from pathlib import Path
+from typing import Any
+
+from configs.schema import CocoSource, Config
+from jobs.ledger import Ledger, Values, changed_keys
+from shards.errors import BadInput
+from shards.files import sha256_of
+
+# In the order they run; each with the stages whose outputs it reads.
+NEEDS = {
+    "shard": (),
+    "baseline": ("shard",),
+    "refine": ("shard", "baseline"),
+    "control": ("shard", "baseline"),
+    "evaluate": ("shard", "baseline", "refine", "control"),
+    "report": ("evaluate",),
+}
+
+
+def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:
+    """Return every value that changes a stage's result, by config key or by the output it reads.
+
+    Keys that are in no stage (workers, loader processes, logging, tracking, how often to
+    checkpoint) may change freely. Files count by content, so they may move.
+    """
+    keys = _flatten(config.model_dump(mode="json"))
+    outputs = {
+        f"{need}.{name}": value for need in NEEDS[stage] for name, value in ledger.outputs(need).items()
+    }
+    trained = _under(keys, "seed", "model.", "train.precision", "train.hflip", "train.aspect_window")
+    if stage == "shard":
+        files = {"data.train": source_hash(config.data.train), "data.val": source_hash(config.data.val)}
+        return {**files, **_under(keys, "data.on_bad", "data.repair", "data.shard_size_mb")}
+    if stage == "baseline":
+        weights = {"model.weights": file_hash(config.model.weights)}
+        return {**trained, **weights, **_under(keys, "train.baseline."), **_under(outputs, "shard.train")}
+    trained.pop("model.weights")
+    start = _under(outputs, "shard.train", "baseline.")
+    if stage == "refine":
+        return {**trained, **_under(keys, "sara.", "refine.", "train.refine."), **start}
+    if stage == "control":
+        return {**trained, **_under(keys, "train.refine."), **start}
+    if stage == "evaluate":
+        outputs.pop("shard.train", None)
+        return {**_under(keys, "test."), **outputs}
+    return outputs
+
+
+def stages_to_redo(config: Config, run_dir: Path, ledger: Ledger, redo: str | None) -> list[str]:
+    """Return the stages whose results no longer hold, in order: asked for, or what `test.*` changes.
+
+    With `redo`, changes that concern that stage or a later one are accepted.
+
+    Raises:
+        BadInput: a change would throw training away; names the key and `--redo STAGE`.
+    """
+    again = _with_dependents(redo) if redo else set()
+    accepted = list(NEEDS)[list(NEEDS).index(redo) :] if redo else []
+    for stage in NEEDS:
+        before = ledger.inputs(stage)
+        if not before or stage in again:
+            continue
+        now = stage_inputs(stage, config, ledger)
+        changed = changed_keys(before, now)
+        harmless = all(key.startswith("test.") for key in changed) or not holds_work(run_dir, ledger, stage)
+        if changed and (harmless or stage in accepted):
+            again |= _with_dependents(stage)
+        elif changed:
+            raise BadInput(_refusal(run_dir, stage, changed, before, now))
+        elif ledger.state(stage) == "done":
+            _check_outputs(run_dir, ledger, stage)
+    return [stage for stage in NEEDS if stage in again]
+
+
+def holds_work(run_dir: Path, ledger: Ledger, stage: str) -> bool:
+    """Return whether a stage is finished or has a checkpoint: something that a restart would lose."""
+    return ledger.state(stage) == "done" or any((run_dir / stage / "checkpoints").glob("step-*"))
+
+
+def stage_outputs(run_dir: Path, config: Config, stage: str) -> Values:
+    """Return the hash of every output of a stage that has just finished."""
+    if stage == "shard":
+        return {split: dataset_hash(shards_of(run_dir, config, split)) for split in ("train", "val")}
+    return {name: sha256_of(path) for name, path in output_files(run_dir, stage).items()}
+
+
+def output_files(run_dir: Path, stage: str) -> dict[str, Path]:
+    """Return the files that are a stage's result, by name; `shard` has directories instead."""
+    if stage in ("baseline", "refine", "control"):
+        return {"weights": run_dir / stage / "weights.safetensors"}
+    if stage == "evaluate":
+        return {name: run_dir / stage / name / "metrics.json" for name in ("baseline", "control", "refined")}
+    return {}
+
+
+def shards_of(run_dir: Path, config: Config, split: str) -> Path:
+    """Return the shard directory of "train" or "val": the user's own, or the run's."""
+    source = getattr(config.data, split)
+    return Path(source) if isinstance(source, str) else run_dir / "shards" / split
+
+
+def dataset_hash(directory: Path) -> str:
+    """Return the hash of a shard directory.
+
+    Raises:
+        BadInput: there is no such directory of shards.
+    """
+    if not (directory / "dataset.json").is_file():
+        raise BadInput(f"{directory}: holds no dataset.json; give a directory that mrrcnn shard has finished")
+    from shards.read import ShardDataset
+
+    return ShardDataset(directory, verify=False).hash
+
+
+def source_hash(source: str | CocoSource) -> str:
+    """Return what identifies a data source: the shards' hash, or that of the annotation file."""
+    return dataset_hash(Path(source)) if isinstance(source, str) else file_hash(source.annotations)
+
+
+def file_hash(path: str | None) -> str | None:
+    """Return the sha256 of a file named in the config, or None for none.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        return None if path is None else sha256_of(Path(path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); correct the path in the config") from None
+
+
+def _check_outputs(run_dir: Path, ledger: Ledger, stage: str) -> None:
+    for name, path in output_files(run_dir, stage).items():
+        if not path.exists() or sha256_of(path) != ledger.outputs(stage).get(name):
+            wrong = "has changed" if path.exists() else "is gone"
+            raise BadInput(
+                f"{path}: {wrong} since stage {stage} wrote it; put it back or give --redo {stage}"
+            )
+
+
+def _refusal(run_dir: Path, stage: str, changed: list[str], before: Values, now: Values) -> str:
+    shown = "; ".join(
+        f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}" for key in changed[:4]
+    )
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return (
+        f"{run_dir}: stage {stage} was begun with other settings: {shown}{more}; set them back, "
+        f"choose another --run-dir, or give --redo {stage} to do it and what depends on it again"
+    )
+
+
+def _short(value: Any) -> str:
+    return f"content {value[:12]}" if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _with_dependents(stage: str) -> set[str]:
+    found = {stage}
+    for later, needs in NEEDS.items():
+        if found & set(needs):
+            found.add(later)
+    return found
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Values:
+    flat: Values = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _under(values: Values, *prefixes: str) -> Values:
+    return {key: value for key, value in values.items() if key.startswith(prefixes)}

@@ -1,0 +1,115 @@
+"""Runs a task on every rank: under Ray Train, under torchrun, or in this process."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs.console import following
+from jobs.errors import JobFailed
+from jobs.worker import Task, work
+from shards.errors import BadInput
+
+RESTARTS = 3
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(
+    task: Task,
+    payload: dict[str, Any],
+    scratch: Path,
+    workers: int = 1,
+    launcher: str = "ray",
+    address: str | None = None,
+) -> None:
+    """Return when every rank has done `task(payload)`; a killed worker is started again.
+
+    Args:
+        task: a function of an importable module.
+        payload: plain JSON values.
+        scratch: an empty or absent directory that every node sees: progress, verdict, Ray's files.
+        workers: number of ranks.
+        launcher: "ray", "torchrun" (this machine), or "local" (this process; one worker).
+        address: of a running Ray cluster; None starts a private one on this machine.
+
+    Raises:
+        BadInput: what a worker found wrong with the user's data or config.
+        JobFailed: anything else, after RESTARTS new tries where a new try could help.
+    """
+    scratch = scratch.resolve()
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    failure = None
+    try:
+        with following(scratch / "progress.log"):
+            if launcher == "local":
+                _local(task, payload, scratch, workers)
+            elif launcher == "torchrun":
+                failure = _torchrun(task, payload, scratch, workers)
+            else:
+                from jobs.ray_launch import run_on_ray
+
+                failure = run_on_ray(task, payload, scratch, workers, address)
+    finally:
+        _raise_verdict(scratch)
+    if failure:
+        raise JobFailed(failure)
+
+
+def worker_environment(workers: int) -> dict[str, str]:
+    """Return the variables of a worker process: our folders importable, the cores shared out."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
+
+
+def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> None:
+    if workers != 1:
+        raise BadInput(f"--launcher local is one process, not {workers}; use torchrun or ray, or --workers 1")
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**alone, "MASTER_PORT": _free_port(), **worker_environment(1)}.items():
+        os.environ.setdefault(name, value)
+    work(task, payload, str(scratch))
+
+
+def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> str | None:
+    order = {"task": f"{task.__module__}:{task.__qualname__}", "payload": payload, "scratch": str(scratch)}
+    (scratch / "order.json").write_text(json.dumps(order), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    command += [f"--max-restarts={RESTARTS}", "-m", "jobs.worker", str(scratch / "order.json")]
+    environment = {**os.environ, **worker_environment(workers)}
+    output = scratch / "output.log"
+    with output.open("wb") as sink:
+        agent = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT
+        )
+        try:
+            code = agent.wait()
+        finally:
+            agent.terminate()
+            agent.wait()
+    return f"torchrun ended with exit code {code}; see {output}" if code else None
+
+
+def _raise_verdict(scratch: Path) -> None:
+    verdict = scratch / "verdict.json"
+    if not verdict.exists():
+        return
+    found = json.loads(verdict.read_text(encoding="utf-8"))
+    if found["input"]:
+        raise BadInput(found["message"])
+    details = scratch / "traceback.txt"
+    details.write_text(found["traceback"], encoding="utf-8")
+    raise JobFailed(found["message"] if found["expected"] else f"{found['message']}; see {details}")
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,121 @@
+"""RUN/ledger.json: which stages are done, from which inputs, with which outputs."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from shards.errors import BadInput
+from shards.files import write_atomic
+
+Values = dict[str, Any]
+
+
+class Ledger:
+    """The stages of one run directory. Every change is on the disk before the method returns.
+
+    The file before the last change is kept beside it, so that a damaged ledger costs one change
+    at most; stages are idempotent, so repeating that change is harmless.
+    """
+
+    def __init__(self, run_dir: Path, tree: dict[str, Any], recovered: str | None = None):
+        """Use `Ledger.load`."""
+        self.path = run_dir / "ledger.json"
+        self.tree = tree
+        self.recovered = recovered
+
+    @classmethod
+    def load(cls, run_dir: str | Path) -> "Ledger":
+        """Return the ledger of a run directory, empty when nothing has run there.
+
+        `ledger.recovered` is a line to show when the previous copy had to be used, else None.
+
+        Raises:
+            BadInput: the ledger is damaged and there is no good previous copy.
+        """
+        run_dir = Path(run_dir)
+        path, previous = run_dir / "ledger.json", run_dir / "ledger.previous.json"
+        if not path.exists() and not previous.exists():
+            return cls(run_dir, {"format": 1, "attempt": 0, "stages": {}, "tracking": {}})
+        try:
+            return cls(run_dir, _read(path))
+        except (OSError, ValueError) as error:
+            wrong = f"{path}: is damaged ({error})"
+        try:
+            ledger = cls(run_dir, _read(previous), f"{wrong}; the copy {previous.name} is used instead")
+        except (OSError, ValueError):
+            raise BadInput(f"{wrong}; put back a copy of it or choose another --run-dir") from None
+        write_atomic(path, previous.read_bytes())
+        return ledger
+
+    def state(self, stage: str) -> str:
+        """Return "pending", "running", "done" or "failed"."""
+        return self.tree["stages"].get(stage, {}).get("state", "pending")
+
+    def inputs(self, stage: str) -> Values:
+        """Return the value of every input that a stage was begun with; empty if it never was."""
+        return self.tree["stages"].get(stage, {}).get("inputs", {})
+
+    def outputs(self, stage: str) -> Values:
+        """Return the hash of every output of a finished stage; empty otherwise."""
+        return self.tree["stages"].get(stage, {}).get("outputs", {})
+
+    def begin(self, stage: str, inputs: Values, attempt: int) -> None:
+        """Note that a stage runs, from these inputs."""
+        self.tree["attempt"] = attempt
+        self.tree["stages"][stage] = {
+            "state": "running",
+            "attempt": attempt,
+            "inputs": inputs,
+            "input_hash": hash_of(inputs),
+            "outputs": {},
+        }
+        self.save()
+
+    def finish(self, stage: str, outputs: Values) -> None:
+        """Note that a running stage is done, with these outputs."""
+        self.tree["stages"][stage].update(state="done", outputs=outputs)
+        self.save()
+
+    def fail(self, stage: str, reason: str) -> None:
+        """Note that a running stage ended with an error; the same command will try it again."""
+        self.tree["stages"][stage].update(state="failed", reason=reason)
+        self.save()
+
+    def forget(self, stages: list[str]) -> None:
+        """Make stages pending again."""
+        for stage in stages:
+            self.tree["stages"].pop(stage, None)
+        self.save()
+
+    def track(self, tracking: Values) -> None:
+        """Keep MLflow's absolute URI and the run ids."""
+        if tracking != self.tree["tracking"]:
+            self.tree["tracking"] = tracking
+            self.save()
+
+    def save(self) -> None:
+        """Replace the file as a whole, keeping the one before."""
+        if self.path.exists():
+            write_atomic(self.path.with_name("ledger.previous.json"), self.path.read_bytes())
+        write_atomic(self.path, json.dumps(self.tree, sort_keys=True, indent=1).encode() + b"\n")
+
+
+def changed_keys(before: Values, now: Values) -> list[str]:
+    """Return the keys whose values differ, sorted."""
+    absent = object()
+    return sorted(
+        key for key in before.keys() | now.keys() if before.get(key, absent) != now.get(key, absent)
+    )
+
+
+def hash_of(values: Values) -> str:
+    """Return the sha256 of values as sorted-key JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict) or tree.get("format") != 1 or "stages" not in tree:
+        raise ValueError("it is no ledger of this version")
+    return tree

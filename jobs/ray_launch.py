@@ -1,0 +1,129 @@
+"""The Ray launcher: Ray Train starts the ranks, restarts dead ones, and keeps no state of ours."""
+
+import logging
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.worker import TIMEOUT_S, Task, work
+from shards.errors import BadInput
+
+# Read when Ray is imported. A start that takes longer has asked for what the cluster no longer has.
+SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+
+
+def run_on_ray(
+    task: Task, payload: dict[str, Any], scratch: Path, workers: int, address: str | None
+) -> str | None:
+    """Return None when every rank is done, or one line on what failed after all restarts."""
+    from jobs.launch import RESTARTS
+
+    connect(address, workers)
+    import ray
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+    for trial in range(RESTARTS + 1):
+        try:
+            _fit(lambda: work(task, payload, str(scratch)), scratch, trial, workers)
+            return None
+        except ControllerError as error:
+            # Ray gives up on a worker that dies while its group still starts, and keeps its place taken.
+            failure = error
+            ray.shutdown()
+            connect(address, workers)
+        except TrainingFailedError as error:
+            failure = error
+            break
+    (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
+    return f"workers failed {RESTARTS + 1} times: {_cause(failure)}; see {scratch / 'traceback.txt'}"
+
+
+def _fit(body: Callable[[], None], scratch: Path, trial: int, workers: int) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs.launch import RESTARTS, worker_environment
+
+    use_gpu = _has_gpus(ray.cluster_resources(), workers)
+    TorchTrainer(
+        body,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        # A new name every time, so that Ray never resumes an older run from its own snapshot.
+        run_config=RunConfig(
+            name=f"{scratch.name}-{trial}",
+            storage_path=str(scratch / "ray"),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            worker_runtime_env={
+                "env_vars": {"OMP_NUM_THREADS": worker_environment(workers)["OMP_NUM_THREADS"]}
+            },
+        ),
+        torch_config=TorchConfig(timeout_s=TIMEOUT_S),
+    ).fit()
+
+
+def connect(address: str | None, workers: int) -> None:
+    """Connect this process to a Ray cluster once; without an address, to a private one that ends with it."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+    if address is None:
+        # Whatever RAY_ADDRESS names is somebody's cluster; only --address chooses it.
+        os.environ.pop("RAY_ADDRESS", None)
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+            # A token of this process's own: Ray would leave one in the user's home for ever.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    warnings.filterwarnings("ignore", module="ray")
+    import ray
+
+    from jobs.launch import worker_environment
+
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.update(worker_environment(workers))
+        # Ranks may share a core; Ray would wait for a second one for ever.
+        cores = max(os.cpu_count() or 1, workers)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address=address, runtime_env=_code_for_cluster(), **quiet)
+    except (ConnectionError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise BadInput(
+            f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
+        ) from None
+
+
+def _code_for_cluster() -> dict[str, Any] | None:
+    # A job that was submitted brings its code along already.
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    from jobs.package import write_package
+
+    return {"working_dir": str(write_package())}
+
+
+def _has_gpus(resources: dict[str, float], workers: int) -> bool:
+    gpus = int(resources.get("GPU", 0))
+    if 0 < gpus < workers:
+        raise BadInput(
+            f"--workers {workers}: the cluster has {gpus} GPU(s), one a worker; use --workers {gpus}"
+        )
+    return gpus > 0
+
+
+def _cause(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    lines = str(first).strip().splitlines() or [type(first).__name__]
+    return lines[-1].strip()

@@ -1,0 +1,185 @@
+"""The stages in the order they run, each an idempotent job, and what decides which of them run."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.load import dump_config
+from configs.schema import CocoSource, Config
+from jobs.checks import check_splits, check_workers, local_path
+from jobs.console import say
+from jobs.inputs import shards_of, stage_inputs, stage_outputs, stages_to_redo
+from jobs.launch import launch
+from jobs.ledger import Ledger, hash_of
+from jobs.track import note_results, tracking
+from pipeline.lease import acquire
+from shards.files import write_atomic
+
+# Each evaluated network, and the stage whose weights it has.
+EVALUATED = {"baseline": "baseline", "control": "control", "refined": "refine"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt at a run directory: what is wanted, where, and with which workers."""
+
+    config: Config
+    path: Path
+    attempt: int
+    workers: int
+    launcher: str
+    address: str | None
+    ledger: Ledger
+    tracker: Any
+
+
+def run_pipeline(
+    config: Config,
+    run_dir: str | Path,
+    workers: int = 1,
+    launcher: str = "ray",
+    address: str | None = None,
+    redo: str | None = None,
+) -> None:
+    """Do every stage that is not done; the same call again goes on where the last one ended.
+
+    Raises:
+        BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
+        LeaseHeld: another live command holds the directory.
+        JobFailed: the workers failed.
+    """
+    path = local_path(run_dir)
+    check_workers(config, workers)
+    with acquire(path) as lease:
+        ledger = Ledger.load(path)
+        if ledger.recovered:
+            say(ledger.recovered)
+        again = stages_to_redo(config, path, ledger, redo)
+        ledger.forget(again)
+        for stage in again:
+            discard(path, stage)
+        write_atomic(path / "config.yaml", dump_config(config).encode())
+        with tracking(config, path, ledger, lease.attempt) as tracker:
+            run = Run(config, path, lease.attempt, workers, launcher, address, ledger, tracker)
+            for stage, work in STAGES.items():
+                _do_once(run, stage, work)
+
+
+def shard(run: Run) -> None:
+    """Validate the data and write it as shards, unless it is shards already; then no bad data can follow."""
+    data = run.config.data
+    for split in ("train", "val"):
+        source = getattr(data, split)
+        if isinstance(source, CocoSource):
+            from shards.write import write_shards
+
+            out = shards_of(run.path, run.config, split)
+            options = {"on_bad": data.on_bad, "repair": data.repair, "shard_size_mb": data.shard_size_mb}
+            write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
+            say(f"  {split}: {out}, findings in {out / 'report.json'}")
+    check_splits(*(shards_of(run.path, run.config, split) for split in ("train", "val")))
+
+
+def baseline(run: Run) -> None:
+    """Train Mask R-CNN, or with `train.baseline.iters=0` take that of `model.weights` as it is."""
+    _train(run, "baseline", None)
+
+
+def refine(run: Run) -> None:
+    """Add the refining module to the baseline, initialised from its heads, and train."""
+    _train(run, "refine", run.path / "baseline" / "weights.safetensors")
+
+
+def control(run: Run) -> None:
+    """Train the baseline on with refine's schedule and samples, without the module."""
+    _train(run, "control", run.path / "baseline" / "weights.safetensors")
+
+
+def evaluate(run: Run) -> None:
+    """Detect with all three on the same images and score them."""
+    shards, folder = shards_of(run.path, run.config, "val"), run.path / "evaluate"
+    waiting = [name for name in EVALUATED if not (folder / name / "metrics.json").exists()]
+    parts = {name: folder / name / "parts" for name in waiting}
+    for directory in parts.values():
+        # Parts of an attempt with another number of workers would not fit these.
+        shutil.rmtree(directory, ignore_errors=True)
+    weights = {name: str(run.path / EVALUATED[name] / "weights.safetensors") for name in waiting}
+    jobs = [{"weights": weights[name], "parts": str(parts[name])} for name in waiting]
+    test = run.config.test.model_dump(mode="json")
+    from jobs.worker import detect_parts
+    from pipeline.evaluate import score
+
+    _launch(run, "evaluate", detect_parts, {"jobs": jobs, "shards": str(shards), "test": test})
+    for name in waiting:
+        score(shards, parts[name], folder / name)
+        shutil.rmtree(parts[name])
+
+
+def report(run: Run) -> None:
+    """Write tables, figures and pictures of the run."""
+    from pipeline.report import write_report
+
+    write_report([run.path], run.path / "report")
+
+
+STAGES = {
+    "shard": shard,
+    "baseline": baseline,
+    "refine": refine,
+    "control": control,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def discard(run_dir: Path, stage: str) -> None:
+    """Delete whatever a stage has written."""
+    folder = run_dir / ("shards" if stage == "shard" else stage)
+    if folder.exists():
+        say(f"{stage}: deleting {folder}")
+        shutil.rmtree(folder)
+
+
+def _do_once(run: Run, stage: str, work: Any) -> None:
+    state = run.ledger.state(stage)
+    if state == "done":
+        return say(f"{stage}: done already")
+    if state == "pending":
+        # Left by a command that was killed between forgetting a stage and deleting its output.
+        discard(run.path, stage)
+    inputs = stage_inputs(stage, run.config, run.ledger)
+    run.ledger.begin(stage, inputs, run.attempt)
+    run.tracker.stage_started(stage, run.attempt, hash_of(inputs))
+    say(f"{stage}: {'starting' if state == 'pending' else 'going on'}")
+    try:
+        work(run)
+    except (ValueError, RuntimeError, OSError) as error:
+        run.ledger.fail(stage, str(error))
+        run.tracker.stage_finished(stage, "FAILED")
+        raise
+    outputs = stage_outputs(run.path, run.config, stage)
+    # Before the stage counts as done: a kill in between would leave its results untold for ever.
+    note_results(run.tracker, run.config, run.path, run.ledger, stage)
+    run.ledger.finish(stage, outputs)
+
+
+def _train(run: Run, stage: str, init_weights: Path | None) -> None:
+    from jobs.worker import train_stage
+
+    payload = {
+        "config": run.config.model_dump(mode="json"),
+        "stage": stage,
+        "run_dir": str(run.path),
+        "shards": str(shards_of(run.path, run.config, "train").resolve()),
+        "init_weights": None if init_weights is None else str(init_weights),
+        "attempt": run.attempt,
+    }
+    _launch(run, stage, train_stage, payload)
+
+
+def _launch(run: Run, stage: str, task: Any, payload: dict[str, Any]) -> None:
+    scratch = run.path / ".jobs" / f"{stage}-{run.attempt}"
+    launch(task, payload, scratch, run.workers, run.launcher, run.address)
+    shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""What a run tells MLflow: through the tracker's outbox, so that a dead server costs nothing."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config
+from jobs.inputs import output_files, shards_of
+from jobs.ledger import Ledger
+
+PIPELINE = "pipeline"
+
+
+@contextmanager
+def tracking(config: Config, run_dir: Path, ledger: Ledger, attempt: int) -> Iterator[Any]:
+    """Yield the tracker of a run; what MLflow does not take in time, `mrrcnn sync` delivers later."""
+    from pipeline.tracking import Tracker
+
+    tracker = Tracker(run_dir, config.tracking.uri, config.tracking.experiment, attempt)
+    tracker.log_params(config.model_dump(mode="json", exclude={"tracking"}))
+    tracker.log_artifact(PIPELINE, run_dir / "config.yaml")
+    ledger.track(tracker.state())
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    finally:
+        tracker.close(status=status)
+        ledger.track(tracker.state())
+
+
+def note_results(tracker: Any, config: Config, run_dir: Path, ledger: Ledger, stage: str) -> None:
+    """Note what a finished stage made: data set, weights, AP or report."""
+    if stage in ("baseline", "refine", "control"):
+        source = shards_of(run_dir, config, "train")
+        tracker.log_dataset(stage, "train", ledger.outputs("shard")["train"], str(source))
+    if stage == "evaluate":
+        source = shards_of(run_dir, config, "val")
+        tracker.log_dataset(stage, "val", ledger.outputs("shard")["val"], str(source), context="evaluation")
+    for name, path in output_files(run_dir, stage).items():
+        folder = name if stage == "evaluate" else ""
+        tracker.log_artifact(stage, path, folder)
+        if stage == "evaluate":
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics.pop("per_category", None)
+            tracker.log_metrics(stage, {name: metrics}, step=ledger.tree["attempt"])
+    if stage == "report":
+        tracker.log_artifact(stage, run_dir / "report")
+    tracker.stage_finished(stage)
+    ledger.track(tracker.state())

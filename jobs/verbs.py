@@ -1,0 +1,126 @@
+"""What the short verbs of the command do, from parsed arguments to printed result."""
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from configs.load import ConfigError, load_config, parse_config
+from configs.schema import Test
+from jobs.console import say
+from shards.errors import BadInput
+
+
+def run_config(
+    config: str,
+    overrides: list[str] | None,
+    run_dir: str | None,
+    workers: int | None,
+    launcher: str,
+    address: str | None,
+    redo: str | None,
+) -> None:
+    """Run a config's stages and show what came out."""
+    settings = load_config(config, overrides or ())
+    run_dir = run_dir or f"runs/{Path(config).stem}"
+    from jobs.stages import run_pipeline
+    from jobs.summary import show_summary
+
+    run_pipeline(settings, run_dir, default_workers(workers, launcher, 1), launcher, address, redo)
+    show_summary(Path(run_dir).resolve())
+
+
+def submit_config(
+    config: str, overrides: list[str] | None, run_dir: str, workers: int, address: str, redo: str | None
+) -> int:
+    """Return the exit code of the same run as a job of a Ray cluster."""
+    settings = load_config(config, overrides or ())
+    from jobs.checks import check_workers, local_path
+    from jobs.submit import submit
+
+    local_path(run_dir)
+    check_workers(settings, workers)
+    return submit(settings, run_dir, workers, address, redo)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    shards: Path,
+    out: Path,
+    overrides: list[str] | None,
+    workers: int | None,
+    launcher: str,
+    address: str | None,
+) -> None:
+    """Detect with a weights file on shards, score, and show the AP."""
+    from jobs.summary import show_metrics
+    from pipeline.weights import load_weights
+
+    _, meta = load_weights(checkpoint)
+    test = test_settings(meta["test"], overrides or [], checkpoint)
+    from jobs.launch import launch
+    from jobs.worker import detect_parts
+    from pipeline.evaluate import score
+
+    parts = out / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    payload = {
+        "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts.resolve())}],
+        "shards": str(shards.resolve()),
+        "test": test.model_dump(mode="json"),
+    }
+    scratch = out / ".jobs"
+    launch(detect_parts, payload, scratch, default_workers(workers, launcher, 1), launcher, address)
+    metrics = score(shards, parts, out)
+    shutil.rmtree(parts)
+    shutil.rmtree(scratch)
+    if metrics:
+        show_metrics({checkpoint.stem: metrics})
+    say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
+
+
+def test_settings(stored: dict, overrides: list[str], checkpoint: Path) -> Test:
+    """Return a weights file's inference settings with `test.KEY=VALUE` overrides applied."""
+    settings = dict(stored)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not key.startswith("test.") or not equals:
+            raise ConfigError(f"--set {override}: only test.KEY=VALUE can change for finished weights")
+        settings[key.removeprefix("test.")] = yaml.safe_load(text)
+    # Through the whole schema, for its explanations of what is wrong.
+    tree = {"data": {"train": "-", "val": "-"}, "test": settings}
+    return parse_config(tree, str(checkpoint)).test
+
+
+def inspect_directory(directory: Path, out: Path | None) -> None:
+    """Verify a directory of shards and show its statistics."""
+    import json
+
+    from shards.inspect import inspect_shards
+
+    print(json.dumps(inspect_shards(directory, out), indent=1, default=str))
+
+
+def report_runs(run_dirs: list[Path], out: Path | None) -> None:
+    """Write the report of finished runs."""
+    for run_dir in run_dirs:
+        if not (run_dir / "ledger.json").is_file():
+            raise BadInput(f"{run_dir}: is no run directory (it holds no ledger.json)")
+    from pipeline.report import write_report
+
+    out = out or run_dirs[0] / "report"
+    write_report(run_dirs, out)
+    say(f"report: {out.resolve() / 'report.html'}")
+
+
+def default_workers(workers: int | None, launcher: str, without_gpu: int, most: int | None = None) -> int:
+    """Return the number of ranks: as asked, else one per GPU of this machine, else `without_gpu`."""
+    if workers is not None:
+        return workers
+    if launcher == "local":
+        return 1
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return min(gpus, most or gpus) or without_gpu

@@ -1,0 +1,138 @@
+"""One rank's process: the same function under Ray Train, torchrun and in a single local process."""
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs.load import ConfigError, parse_config
+from configs.schema import Test
+from pipeline.lease import StaleAttempt
+from shards.errors import BadInput
+
+# A collective that waits longer has lost a peer; the default of half an hour hides that.
+TIMEOUT_S = 600
+OUR_LOGGERS = ("pipeline", "shards", "ops", "jobs")
+
+Task = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
+
+
+def train_stage(payload: dict[str, Any]) -> None:
+    """Train one stage on this rank; the payload is TrainJob's fields with the config as a mapping."""
+    from pipeline.train import TrainJob, train
+
+    train(TrainJob(**{**payload, "config": parse_config(payload["config"])}))
+
+
+def detect_parts(payload: dict[str, Any]) -> None:
+    """Detect on this rank's share of the images, with one weights file after the other."""
+    from pipeline.evaluate import detect
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    for job in payload["jobs"]:
+        log.info("detecting with %s", job["weights"])
+        detect(job["weights"], payload["shards"], job["parts"], Test(**payload["test"]), rank, world)
+
+
+def work(task: Task, payload: dict[str, Any], scratch: str) -> None:
+    """Do this rank's share of a task.
+
+    Expects RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment. Rank 0's
+    log lines go to SCRATCH/progress.log. An error that a new try would only repeat is written to
+    SCRATCH/verdict.json, and once that is there, a new try does nothing.
+    """
+    verdict = Path(scratch, "verdict.json")
+    if verdict.exists():
+        return
+    _settle_process()
+    with _logging_to(Path(scratch, "progress.log")):
+        try:
+            task(payload)
+        except _final_errors() as error:
+            _record(verdict, error)
+            raise
+
+
+def _final_errors() -> tuple[type[BaseException], ...]:
+    # Anything else may come of a peer that died, and is worth another try.
+    from pipeline.train import NonFiniteLoss
+
+    return (ValueError, TypeError, NonFiniteLoss, StaleAttempt)
+
+
+def _record(verdict: Path, error: BaseException) -> None:
+    content = {
+        "input": isinstance(error, BadInput | ConfigError),
+        "expected": type(error).__module__ != "builtins",
+        "message": " ".join(str(error).split()) or type(error).__name__,
+        "traceback": traceback.format_exc(),
+    }
+    temporary = verdict.with_name(f"verdict-{os.environ['RANK']}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, verdict)
+
+
+def _settle_process() -> None:
+    if torch.cuda.is_available():
+        # cuBLAS is deterministic only with a workspace of fixed size.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    if int(os.environ["RANK"]):
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def _die_with_driver() -> None:
+    # torchrun's workers share a pipe as standard input; it ends when the driver does, even by kill -9.
+    while os.read(0, 1):
+        pass
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(1)
+
+
+def main() -> None:
+    """Do the task of a file written by `jobs.launch`, on a rank that torchrun started."""
+    threading.Thread(target=_die_with_driver, daemon=True).start()
+    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    module, name = order["task"].split(":")
+    work(getattr(importlib.import_module(module), name), order["payload"], order["scratch"])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

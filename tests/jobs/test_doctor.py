@@ -1,0 +1,43 @@
+"""The doctor names what is missing, says what to do, and fails on essentials only."""
+
+import fcntl
+
+from jobs import doctor
+from jobs.doctor import examine, try_file_system
+
+
+def test_this_machine_is_well_enough_to_run_the_tests(tmp_path, capsys):
+    assert examine(tmp_path / "not" / "yet" / "there") == 0
+    out = capsys.readouterr().out
+    for name in (
+        "python",
+        "torch",
+        "ray",
+        "deepspeed",
+        "mlflow",
+        "operator",
+        "compiler",
+        "ninja",
+        "file system",
+    ):
+        assert name in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_essential_and_has_a_remedy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    assert examine(tmp_path) == 1
+    assert "pip install no-such-package" in capsys.readouterr().out
+
+
+def test_a_slow_operator_is_a_note_and_no_failure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ops.backend_info", lambda: {"backend": "reference", "reason": "not built"})
+    assert examine(tmp_path) == 0
+    assert "setup.py build_ext" in capsys.readouterr().out
+
+
+def test_a_file_system_without_locks_or_that_is_read_only_is_found_out(tmp_path, monkeypatch):
+    assert try_file_system(tmp_path) == ""
+    assert "cannot be written" in try_file_system(tmp_path / "absent")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    assert "flock does not exclude" in try_file_system(tmp_path)

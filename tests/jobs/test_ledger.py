@@ -1,0 +1,68 @@
+"""The ledger survives what a crash or a disk does to it, and says so; it never starts afresh silently."""
+
+import json
+
+import pytest
+
+from jobs.ledger import Ledger, changed_keys, hash_of
+from shards.errors import BadInput
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger.load(tmp_path)
+    ledger.begin("shard", {"data.on_bad": "fail"}, attempt=3)
+    ledger.finish("shard", {"train": "abc"})
+    return ledger
+
+
+def test_everything_is_on_the_disk_after_each_change(tmp_path, ledger):
+    again = Ledger.load(tmp_path)
+    assert again.state("shard") == "done"
+    assert again.inputs("shard") == {"data.on_bad": "fail"}
+    assert again.outputs("shard") == {"train": "abc"}
+    assert again.tree["stages"]["shard"]["attempt"] == 3
+    assert again.state("baseline") == "pending"
+    assert again.recovered is None
+
+
+def test_failed_and_forgotten_stages(tmp_path, ledger):
+    ledger.begin("baseline", {}, 3)
+    ledger.fail("baseline", "no memory")
+    assert Ledger.load(tmp_path).state("baseline") == "failed"
+    ledger.forget(["baseline", "refine"])
+    assert Ledger.load(tmp_path).state("baseline") == "pending"
+
+
+def test_keys_are_sorted_so_that_equal_ledgers_are_equal_files(tmp_path, ledger):
+    text = (tmp_path / "ledger.json").read_text()
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=1) + "\n"
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -2])
+def test_a_torn_ledger_is_replaced_by_the_previous_copy_and_that_is_said(tmp_path, ledger, keep):
+    path = tmp_path / "ledger.json"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep) if 0 < keep < 1 else keep])
+    again = Ledger.load(tmp_path)
+    assert "ledger.json: is damaged" in again.recovered
+    assert "ledger.previous.json" in again.recovered
+    assert again.state("shard") == "running"
+    assert Ledger.load(tmp_path).recovered is None
+
+
+def test_a_ledger_beyond_repair_is_one_clear_line(tmp_path, ledger):
+    for name in ("ledger.json", "ledger.previous.json"):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(BadInput, match=r"ledger\.json: is damaged .*--run-dir"):
+        Ledger.load(tmp_path)
+
+
+def test_a_ledger_that_is_gone_while_its_copy_is_there_is_no_fresh_start(tmp_path, ledger):
+    (tmp_path / "ledger.json").unlink()
+    assert Ledger.load(tmp_path).state("shard") == "running"
+
+
+def test_changed_keys_names_what_differs_appears_or_goes():
+    assert changed_keys({"a": 1, "b": [1], "c": None}, {"a": 1, "b": [2], "d": None}) == ["b", "c", "d"]
+    assert hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1}) != hash_of({"a": 1, "b": 3})

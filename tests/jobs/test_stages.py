@@ -1,0 +1,264 @@
+"""Which stages run again, which changes are refused, and that a killed run goes on: with stand-in stages."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import jobs.inputs
+import jobs.stages
+from configs.load import ConfigError, parse_config
+from jobs.inputs import NEEDS
+from jobs.ledger import Ledger
+from jobs.stages import run_pipeline
+from pipeline.lease import LeaseHeld, acquire
+from shards.errors import BadInput
+
+ALL = ["shard", "baseline", "refine", "control", "evaluate", "report"]
+
+
+class SilentTracker:
+    """A tracker that tells nobody."""
+
+    def state(self):
+        return {"uri": "sqlite:////nowhere.db", "runs": {}}
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+class Bench:
+    """A run directory whose stages only write their output's name and content, and are counted."""
+
+    def __init__(self, folder: Path, monkeypatch):
+        self.run_dir, self.did, self.broken = folder / "run", [], {}
+        for name in ("train.json", "val.json"):
+            (folder / name).write_text("{}")
+        self.tree = {
+            "data": {
+                split: {"images": str(folder), "annotations": str(folder / f"{split}.json")}
+                for split in ("train", "val")
+            },
+            "train": {"baseline": {"batch": 4}, "refine": {"batch": 8}},
+        }
+        monkeypatch.setattr(jobs.stages, "STAGES", {stage: self.stage(stage) for stage in ALL})
+        monkeypatch.setattr(jobs.stages, "tracking", self.tracking)
+        monkeypatch.setattr(jobs.inputs, "dataset_hash", lambda directory: f"hash of {directory.name}")
+
+    def stage(self, name):
+        def work(run):
+            self.did.append(name)
+            if name in ("baseline", "refine", "control"):
+                self.write(f"{name}/checkpoints/step-000000001/state.json", "{}")
+            if name in self.broken:
+                raise self.broken[name]
+            if name in ("baseline", "refine", "control"):
+                self.write(f"{name}/weights.safetensors", name)
+            if name == "evaluate":
+                for network in ("baseline", "control", "refined"):
+                    self.write(f"evaluate/{network}/metrics.json", "{}")
+
+        return work
+
+    def write(self, name, text):
+        path = self.run_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    @staticmethod
+    @contextmanager
+    def tracking(*_):
+        yield SilentTracker()
+
+    def run(self, redo=None, workers=2, **changes):
+        """Run with `section__key=value` changes of the config; return the stages that were done."""
+        tree = json.loads(json.dumps(self.tree))
+        for key, value in changes.items():
+            *parents, leaf = key.split("__")
+            section = tree
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[leaf] = value
+        self.did = []
+        run_pipeline(parse_config(tree), self.run_dir, workers=workers, redo=redo)
+        return self.did
+
+
+def test_stages_run_in_order_once(bench):
+    assert list(jobs.stages.STAGES) == list(NEEDS) == ALL
+    assert bench.run() == ALL
+    assert bench.run() == []
+
+
+def test_what_does_not_change_the_result_may_change(bench):
+    bench.run()
+    changes = {
+        "data__loader_workers": 0,
+        "debug__log_samples": True,
+        "tracking__uri": "http://elsewhere",
+        "tracking__experiment": "other",
+        "checkpoint_every": 7,
+        "keep_checkpoints": 9,
+        "deepspeed__stage": 2,
+        "train__log_every": 3,
+    }
+    assert bench.run(workers=4, **changes) == []
+    assert bench.run(workers=1) == []
+
+
+def test_inference_settings_redo_evaluation_and_report_only(bench):
+    bench.run()
+    assert bench.run(test__alpha=2.0) == ["evaluate", "report"]
+    assert bench.run(test__alpha=2.0) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("seed", "baseline"),
+        ("data__repair", "shard"),
+        ("data__shard_size_mb", "shard"),
+        ("model__fpn_channels", "baseline"),
+        ("train__baseline__lr", "baseline"),
+        ("train__hflip", "baseline"),
+        ("train__aspect_window", "baseline"),
+        ("train__refine__iters", "refine"),
+        ("refine__iou", "refine"),
+        ("sara__sampling_ratio", "refine"),
+    ],
+)
+def test_any_other_change_is_refused_naming_the_key_and_the_stage_to_redo(bench, key, stage):
+    bench.run()
+    value = {"data__repair": True, "train__hflip": 0.25, "train__baseline__lr": 0.5, "refine__iou": 0.6}.get(
+        key, 3
+    )
+    before = (bench.run_dir / "ledger.json").read_bytes(), (bench.run_dir / "config.yaml").read_bytes()
+    with pytest.raises(BadInput, match=rf"stage {stage} .*{key.replace('__', '.')} was .*--redo {stage}"):
+        bench.run(**{key: value})
+    assert bench.did == []
+    assert before == (
+        (bench.run_dir / "ledger.json").read_bytes(),
+        (bench.run_dir / "config.yaml").read_bytes(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("redo", "done"),
+    [
+        ("shard", ALL),
+        ("baseline", ALL[1:]),
+        ("refine", ["refine", "evaluate", "report"]),
+        ("control", ["control", "evaluate", "report"]),
+        ("evaluate", ["evaluate", "report"]),
+        ("report", ["report"]),
+    ],
+)
+def test_redo_does_a_stage_and_what_depends_on_it(bench, redo, done):
+    bench.run()
+    left_over = f"{'shards' if redo == 'shard' else redo}/left-over"
+    bench.write(left_over, "")
+    assert bench.run(redo=redo) == done
+    assert not (bench.run_dir / left_over).exists()
+
+
+def test_redo_accepts_a_change_also_where_a_later_stage_shares_the_key(bench):
+    bench.run()
+    assert bench.run(redo="refine", train__refine__lr=0.5) == ["refine", "control", "evaluate", "report"]
+    assert bench.run(train__refine__lr=0.5) == []
+
+
+def test_redo_of_a_later_stage_does_not_excuse_a_change_of_an_earlier_one(bench):
+    bench.run()
+    with pytest.raises(BadInput, match="--redo baseline"):
+        bench.run(redo="refine", seed=3)
+
+
+def test_changed_annotations_are_noticed_by_content_and_moved_ones_are_not(bench, tmp_path):
+    bench.run()
+    moved = tmp_path / "moved.json"
+    moved.write_text("{}")
+    assert bench.run(data__train={"images": str(tmp_path), "annotations": str(moved)}) == []
+    moved.write_text("{ }")
+    with pytest.raises(BadInput, match=r"data\.train was .*--redo shard"):
+        bench.run(data__train={"images": str(tmp_path), "annotations": str(moved)})
+
+
+def test_a_stage_that_failed_goes_on_with_what_it_has(bench):
+    bench.broken["refine"] = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.run()
+    ledger = Ledger.load(bench.run_dir)
+    assert (ledger.state("baseline"), ledger.state("refine")) == ("done", "failed")
+    bench.broken.clear()
+    assert bench.run() == ALL[2:]
+    assert (bench.run_dir / "refine" / "checkpoints" / "step-000000001").exists()
+
+
+def test_a_half_trained_stage_refuses_another_learning_rate(bench):
+    bench.broken["baseline"] = RuntimeError("killed")
+    with pytest.raises(RuntimeError):
+        bench.run()
+    with pytest.raises(BadInput, match=r"train\.baseline\.lr .*--redo baseline"):
+        bench.run(train__baseline__lr=0.5)
+
+
+def test_bad_data_may_be_mended_without_redo_since_nothing_is_lost(bench, tmp_path):
+    bench.broken["shard"] = BadInput("train.json: image 7 is missing")
+    with pytest.raises(BadInput):
+        bench.run()
+    bench.broken.clear()
+    (tmp_path / "train.json").write_text("{ }")
+    assert bench.run(data__on_bad="skip") == ALL
+
+
+def test_output_of_a_stage_that_the_ledger_does_not_know_is_not_trusted(bench):
+    # As left by a kill between forgetting a stage and deleting what it wrote.
+    bench.write("baseline/checkpoints/step-000000009/state.json", "{}")
+    bench.run()
+    assert not (bench.run_dir / "baseline" / "checkpoints" / "step-000000009").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_damaged_weights_of_a_finished_stage_are_named(bench, damage):
+    bench.run()
+    weights = bench.run_dir / "baseline" / "weights.safetensors"
+    weights.unlink() if damage == "gone" else weights.write_text("other")
+    with pytest.raises(BadInput, match=r"baseline/weights\.safetensors: .*--redo baseline"):
+        bench.run()
+    assert bench.run(redo="baseline") == ALL[1:]
+
+
+def test_a_url_is_no_run_directory(bench):
+    bench.run_dir = "s3://bucket/run"
+    with pytest.raises(BadInput, match="POSIX"):
+        bench.run()
+
+
+def test_workers_that_do_not_divide_every_batch_are_refused_naming_those_that_do(bench):
+    with pytest.raises(BadInput, match=r"--workers 8: .*train\.baseline\.batch.*use 1, 2, 4 workers"):
+        bench.run(workers=8)
+    assert not Path(bench.run_dir).exists()
+
+
+def test_an_imported_baseline_needs_weights(bench):
+    with pytest.raises(ConfigError, match=r"model\.weights"):
+        bench.run(train__baseline__iters=0)
+
+
+def test_a_second_live_command_is_refused(bench, monkeypatch):
+    monkeypatch.setattr("pipeline.lease.PATIENCE_S", 0.0)
+    monkeypatch.setattr(jobs.stages, "acquire", lambda path: acquire(path, 0.0))
+    with acquire(bench.run_dir), pytest.raises(LeaseHeld):
+        bench.run()
+
+
+def test_the_resolved_config_is_kept_with_the_run(bench):
+    bench.run()
+    text = (bench.run_dir / "config.yaml").read_text()
+    assert "keep_checkpoints: 3" in text and "alpha: 1.0" in text
