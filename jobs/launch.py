@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console import following
+from jobs.environment import RESTARTS, ROOT, worker_environment
 from jobs.errors import JobFailed
 from jobs.worker import Task, work
 from shards.errors import BadInput
-
-RESTARTS = 3
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(
@@ -60,15 +58,6 @@ def launch(
         raise JobFailed(failure)
 
 
-def worker_environment(workers: int) -> dict[str, str]:
-    """Return the variables of a worker process: our folders importable, the cores shared out."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    return {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-    }
-
-
 def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> None:
     if workers != 1:
         raise BadInput(f"--launcher local is one process, not {workers}; use torchrun or ray, or --workers 1")
@@ -82,19 +71,27 @@ def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) 
     order = {"task": f"{task.__module__}:{task.__qualname__}", "payload": payload, "scratch": str(scratch)}
     (scratch / "order.json").write_text(json.dumps(order), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    command += [f"--max-restarts={RESTARTS}", "-m", "jobs.worker", str(scratch / "order.json")]
-    environment = {**os.environ, **worker_environment(workers)}
-    output = scratch / "output.log"
-    with output.open("wb") as sink:
+    # Its own restarts meet in the old store, where new ranks may find the addresses of dead ones.
+    command += ["--max-restarts=0", "-m", "jobs.worker", str(scratch / "order.json")]
+    for _ in range(RESTARTS + 1):
+        code = _run_agent(command, {**os.environ, **worker_environment(workers)}, scratch / "output.log")
+        if code == 0 or (scratch / "verdict.json").exists():
+            return None
+    return (
+        f"torchrun failed {RESTARTS + 1} times, at last with exit code {code}; see {scratch / 'output.log'}"
+    )
+
+
+def _run_agent(command: list[str], environment: dict[str, str], output: Path) -> int:
+    with output.open("ab") as sink:
         agent = subprocess.Popen(
             command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT
         )
         try:
-            code = agent.wait()
+            return agent.wait()
         finally:
             agent.terminate()
             agent.wait()
-    return f"torchrun ended with exit code {code}; see {output}" if code else None
 
 
 def _raise_verdict(scratch: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs.environment import RESTARTS, worker_environment
 from jobs.worker import TIMEOUT_S, Task, work
 from shards.errors import BadInput
 
@@ -26,8 +27,6 @@ def run_on_ray(
     task: Task, payload: dict[str, Any], scratch: Path, workers: int, address: str | None
 ) -> str | None:
     """Return None when every rank is done, or one line on what failed after all restarts."""
-    from jobs.launch import RESTARTS
-
     connect(address, workers)
     import ray
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -52,8 +51,6 @@ def _fit(body: Callable[[], None], scratch: Path, trial: int, workers: int) -> N
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from jobs.launch import RESTARTS, worker_environment
 
     use_gpu = _has_gpus(ray.cluster_resources(), workers)
     TorchTrainer(
@@ -83,8 +80,6 @@ def connect(address: str | None, workers: int) -> None:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     warnings.filterwarnings("ignore", module="ray")
     import ray
-
-    from jobs.launch import worker_environment
 
     if ray.is_initialized():
         return

@@ -65,6 +65,7 @@ def run_pipeline(
             run = Run(config, path, lease.attempt, workers, launcher, address, ledger, tracker)
             for stage, work in STAGES.items():
                 _do_once(run, stage, work)
+        shutil.rmtree(path / ".jobs", ignore_errors=True)
 
 
 def shard(run: Run) -> None:
@@ -182,4 +183,3 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
 def _launch(run: Run, stage: str, task: Any, payload: dict[str, Any]) -> None:
     scratch = run.path / ".jobs" / f"{stage}-{run.attempt}"
     launch(task, payload, scratch, run.workers, run.launcher, run.address)
-    shutil.rmtree(scratch, ignore_errors=True)

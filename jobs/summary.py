@@ -7,7 +7,7 @@ from typing import Any
 from jobs.console import say, show_table
 from jobs.ledger import Ledger
 
-TITLES = {"baseline": "Mask R-CNN", "control": "control (as many more iterations)", "refined": "MR R-CNN"}
+TITLES = {"baseline": "Mask R-CNN", "control": "control", "refined": "MR R-CNN"}
 COLUMNS = ("box AP", "box AP50", "mask AP", "mask AP50", "huddled box AP", "huddled mask AP")
 MOST_PICTURES = 8
 

@@ -24,7 +24,8 @@ def start_engine(model: nn.Module, schedule: Schedule, config: Config, world: in
     """
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It warns of every optimizer but Adam; tests/pipeline/test_engine.py has tested this one.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Its shared-memory all-reduce waits for a dead peer for ever and needs a compiler at run time;
     # gloo ends in an error after the timeout.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.environment import worker_environment
 from jobs.errors import JobFailed
-from jobs.launch import launch, worker_environment
+from jobs.launch import launch
 from shards.errors import BadInput
 from tests.jobs import tasks
 

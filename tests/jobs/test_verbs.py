@@ -1,0 +1,90 @@
+"""Overrides for finished weights, the number of ranks, what is shown, and the demo's data."""
+
+import json
+
+import pytest
+
+from configs.load import ConfigError
+from configs.schema import Test
+from jobs import demo
+from jobs.console import following, say
+from jobs.ledger import Ledger
+from jobs.summary import show_summary
+from jobs.verbs import default_workers, test_settings
+from pipeline.lease import acquire
+
+test_settings.__test__ = False
+STORED = Test(topk=7).model_dump(mode="json")
+AP = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"), 0.25)
+
+
+def test_inference_settings_are_the_files_own_but_for_the_overrides(tmp_path):
+    settings = test_settings(STORED, ["test.alpha=2", "test.score=1e-3", "test.cls=false"], tmp_path)
+    assert settings == Test(topk=7, alpha=2.0, score=1e-3, cls=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.refine.lr=1", "only test.KEY=VALUE"),
+        ("test.alpha", "only test.KEY=VALUE"),
+        ("test.alhpa=1", "unknown key test.alhpa; did you mean test.alpha"),
+        ("test.alpha=-1", "test.alpha"),
+    ],
+)
+def test_other_overrides_of_finished_weights_are_refused(tmp_path, override, said):
+    with pytest.raises(ConfigError, match=said):
+        test_settings(STORED, [override], tmp_path)
+
+
+def test_the_number_of_ranks_follows_the_gpus_unless_asked_otherwise(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert [default_workers(3, "ray", 1), default_workers(None, "ray", 1)] == [3, 8]
+    assert [default_workers(None, "ray", 2, most=2), default_workers(None, "local", 2)] == [2, 1]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert default_workers(None, "ray", 2, most=2) == 2
+
+
+def test_the_summary_shows_ap_pictures_report_and_the_line_that_opens_mlflow(tmp_path, capsys):
+    metrics = {"bbox": AP, "segm": AP, "huddled": {"bbox": {**AP, "AP": None}, "segm": AP}}
+    for name in ("baseline", "control", "refined"):
+        path = tmp_path / "evaluate" / name / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(metrics))
+    for name in ("report.html", "figures/pictures.png"):
+        path = tmp_path / "report" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    Ledger.load(tmp_path).track({"uri": "sqlite:////home/me/mlflow.db", "runs": {}})
+    show_summary(tmp_path)
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if " 25.0" in line]
+    assert [row[-6:] for row in rows] == [["25.0", "25.0", "25.0", "25.0", "-", "25.0"]] * 3
+    assert "\nMLflow:  mlflow ui --backend-store-uri sqlite:////home/me/mlflow.db\n" in out
+    assert f"{tmp_path}/report/report.html" in out and f"{tmp_path}/report/figures/pictures.png" in out
+
+
+def test_the_demos_data_are_whole_or_absent_and_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "IMAGES", 1)
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "left-by-a-kill").touch()
+    demo.make_data(tmp_path)
+    annotations = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    first = annotations.stat().st_mtime_ns
+    assert not (tmp_path / "data" / "left-by-a-kill").exists()
+    demo.make_data(tmp_path)
+    assert annotations.stat().st_mtime_ns == first
+    with acquire(tmp_path, 0) as lease:
+        assert lease.attempt == 2
+
+
+def test_lines_that_workers_append_are_all_shown_also_the_last(tmp_path, capsys):
+    path = tmp_path / "progress.log"
+    with following(path), path.open("a") as file:
+        for number in range(50):
+            file.write(f"step {number}/50\n")
+            file.flush()
+        say("driver")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line != "driver"] == [f"  step {number}/50" for number in range(50)]
