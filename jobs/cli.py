@@ -74,12 +74,13 @@ def shard(
     """Validate COCO data and write it as tar shards with an index; resumable."""
     import os
 
+    from jobs.summary import show_findings
     from shards.write import write_shards
 
     workers = workers or os.cpu_count() or 1
     options = {"on_bad": on_bad, "repair": repair, "shard_size_mb": shard_size_mb}
     write_shards(images, annotations, out, workers=workers, **options)
-    print(f"{out}: shards are complete; findings are in {out / 'report.json'}")
+    show_findings(out)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from jobs.console import say
 from jobs.inputs import shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
 from jobs.ledger import Ledger, hash_of
+from jobs.summary import show_findings
 from jobs.track import note_results, tracking
 from pipeline.lease import acquire
 from shards.files import write_atomic
@@ -79,7 +80,7 @@ def shard(run: Run) -> None:
             out = shards_of(run.path, run.config, split)
             options = {"on_bad": data.on_bad, "repair": data.repair, "shard_size_mb": data.shard_size_mb}
             write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
-            say(f"  {split}: {out}, findings in {out / 'report.json'}")
+            show_findings(out)
     check_splits(*(shards_of(run.path, run.config, split) for split in ("train", "val")))
 
 

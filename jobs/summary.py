@@ -30,6 +30,30 @@ def show_summary(run_dir: Path) -> None:
     say(f"MLflow:  mlflow ui --backend-store-uri {uri}" if local else f"MLflow:  {uri}")
 
 
+def show_findings(shards: Path) -> None:
+    """Print what `shard` read, kept and found in a data set."""
+    report = json.loads((shards / "report.json").read_text(encoding="utf-8"))
+    kept, read = report["kept"], report["read"]
+    say(
+        f"{shards}: {kept['images']} of {read['images']} images and "
+        f"{kept['annotations']} of {read['annotations']} annotations are in"
+    )
+    found = [
+        [word, kind, str(count)] for word in ("errors", "warnings") for kind, count in report[word].items()
+    ]
+    if found:
+        show_table(f"each is listed in {shards / 'report.json'}", ["", "finding", "count"], found)
+
+
+def show_statistics(found: dict[str, Any]) -> None:
+    """Print what `inspect` found in a directory of shards, damage last."""
+    rows = [[name.replace("_", " "), _in_words(value)] for name, value in found.items() if name != "damaged"]
+    show_table("shards", ["", ""], rows)
+    say("every checksum is right" if not found["damaged"] else "damaged:")
+    for line in found["damaged"]:
+        say(f"  {line}")
+
+
 def show_metrics(metrics: dict[str, dict[str, Any]]) -> None:
     """Print a row of AP, in percent, for each of {name: metrics.json's content}."""
     rows = [[name, *map(_percent, _values(one))] for name, one in metrics.items()]
@@ -44,3 +68,9 @@ def _values(metrics: dict[str, Any]) -> list[float | None]:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(part)}" for name, part in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

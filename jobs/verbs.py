@@ -94,12 +94,14 @@ def test_settings(stored: dict, overrides: list[str], checkpoint: Path) -> Test:
 
 
 def inspect_directory(directory: Path, out: Path | None) -> None:
-    """Verify a directory of shards and show its statistics."""
-    import json
-
+    """Verify a directory of shards, show its statistics and draw a contact sheet."""
+    from jobs.summary import show_statistics
     from shards.inspect import inspect_shards
 
-    print(json.dumps(inspect_shards(directory, out), indent=1, default=str))
+    found = inspect_shards(directory, out and out / "contact_sheet.png")
+    show_statistics(found)
+    if found["damaged"]:
+        raise BadInput(f"{directory}: {len(found['damaged'])} damaged, as listed; write these shards again")
 
 
 def report_runs(run_dirs: list[Path], out: Path | None) -> None:

@@ -131,7 +131,22 @@ def test_synth_shard_and_inspect_in_a_row(capsys, tmp_path):
     data, out = tmp_path / "data", tmp_path / "shards"
     assert command(capsys, "synth", data, "--images", 2, "--size", 64)[0] == 0
     source = ["--images", data / "train2017", "--annotations", data / "annotations/instances_train2017.json"]
-    assert command(capsys, "shard", *source, "--out", out, "--workers", 1)[0] == 0
-    code, printed, _ = command(capsys, "inspect", out)
-    assert code == 0
-    assert '"images": 2' in printed
+    code, printed, _ = command(capsys, "shard", *source, "--out", out, "--workers", 1)
+    assert code == 0 and "2 of 2 images" in printed
+    code, printed, _ = command(capsys, "inspect", out, "--out", tmp_path)
+    assert code == 0 and "every checksum is right" in printed
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
+
+
+def test_damaged_shards_are_listed_and_fail_the_inspection(capsys, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "shards"
+    command(capsys, "synth", data, "--images", 2, "--size", 64)
+    source = ["--images", data / "train2017", "--annotations", data / "annotations/instances_train2017.json"]
+    command(capsys, "shard", *source, "--out", out, "--workers", 1)
+    shard = next(out.glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[1500] ^= 1
+    shard.write_bytes(content)
+    code, printed, said = command(capsys, "inspect", out)
+    assert code == 2 and "damaged" in said
+    assert f"{shard.name}, sample 0000000000" in printed
