@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-STAMP := build/installed-in$(subst /,-,$(abspath $(VENV)))
+STAMP := $(VENV)/.mrrcnn$(subst /,-,$(CURDIR))
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find ops/csrc -type f)
 
 .PHONY: demo test lint format clean
@@ -24,12 +24,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # The operator is built against the installed torch, hence no build isolation and torch first.
-# The stamp lies in the checkout and names the environment, so that several checkouts can share one.
+# The stamp lies in the environment and names the checkout, so that several checkouts can share one.
 $(STAMP): $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel ninja packaging torch torchvision
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	mkdir -p build && touch $(STAMP)
+	touch $(STAMP)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -26,7 +26,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     """
     tree = _read(Path(path))
     for override in overrides:
-        _set(tree, override)
+        apply_override(tree, override)
     return parse_config(tree, str(path))
 
 
@@ -55,7 +55,12 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted key of a nested mapping from `key=value`.
+
+    Raises:
+        ConfigError: no `=`, or a value that is no YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: write it as key=value, for example train.refine.lr=0.01")

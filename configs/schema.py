@@ -115,7 +115,11 @@ class Refine(Section):
 
 
 class Schedule(Section):
-    """One training stage. `batch` is the global batch; `iters` counts optimizer steps."""
+    """One training stage. `batch` is the global batch; `iters` counts optimizer steps.
+
+    `accumulate` cuts each global batch into that many slices, run one after the other: losses are means
+    over a slice of all ranks, and a step's gradient is the mean over its slices.
+    """
 
     iters: Annotated[int, Field(ge=0)] = 90000
     batch: Positive = 16

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.load import ConfigError
 from configs.schema import Config
+from jobs.ledger import Ledger
 from shards.errors import BadInput
 
 
@@ -19,6 +20,19 @@ def local_path(run_dir: str | Path) -> Path:
             "give a directory that every node sees, such as an NFS mount"
         )
     return Path(run_dir).resolve()
+
+
+def check_unowned(ledger: Ledger, folders: dict[str, Path]) -> None:
+    """Raise BadInput if the folder of a stage is there of which the ledger knows nothing.
+
+    It may be the user's own, or of a run whose ledger is lost: neither is ours to delete or go on from.
+    """
+    for stage, folder in folders.items():
+        if ledger.state(stage) == "pending" and folder.exists():
+            raise BadInput(
+                f"{folder}: is there, but {ledger.path} knows of no stage {stage}; "
+                "choose another --run-dir, move the folder away, or put the ledger back"
+            )
 
 
 def check_workers(config: Config, workers: int) -> None:
@@ -50,7 +64,14 @@ def check_splits(train: Path, val: Path) -> None:
     learned, held_out = (ShardDataset(directory, verify=False) for directory in (train, val))
     if not learned.has_annotations:
         raise BadInput(f"{train}: has no annotations to train on; give data.train an annotated set")
+    if not held_out.has_annotations:
+        raise BadInput(
+            f"{val}: has no annotations to measure AP with; give data.val an annotated set, "
+            "and image lists to `mrrcnn evaluate`"
+        )
     ours = {item["id"]: item["name"] for item in learned.categories}
+    if not any(item["id"] in ours for item in held_out.categories):
+        raise BadInput(f"{val}: has no category id of {train}; give data.val the categories of data.train")
     for item in held_out.categories:
         if ours.get(item["id"], item["name"]) != item["name"]:
             raise BadInput(

@@ -26,13 +26,19 @@ Set = Annotated[
 ]
 RunDir = Annotated[str, typer.Option(help=RUN_DIR_HELP)]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Ranks.", show_default="one per GPU of this machine, or 1 without")
+    int | None,
+    typer.Option(
+        min=1, help="Ranks; local has one.", show_default="one per GPU of this machine, or 1 without"
+    ),
 ]
 LauncherOption = Annotated[
     Launcher, typer.Option(help="ray: Ray Train; torchrun: this machine; local: one process, no cluster.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="A running Ray cluster.", show_default="a private one on this machine")
+    str | None,
+    typer.Option(
+        help="A running Ray cluster: auto, or HEAD:6379.", show_default="a private one on this machine"
+    ),
 ]
 Redo = Annotated[
     Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
@@ -221,6 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
         if code is None:
             raise
         _fail(code, str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A place the user named cannot be used; a full or failing disk is nobody's bad usage.
+        usage = FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError
+        _fail(2 if isinstance(error, usage) else 1, f"{error.filename}: {error.strerror}; use another place")
     if code == INTERRUPTED:
         _fail(code, "interrupted; the same command goes on")
     sys.exit(code)

@@ -70,7 +70,7 @@ def stages_to_redo(config: Config, run_dir: Path, ledger: Ledger, redo: str | No
         elif changed:
             raise BadInput(_refusal(run_dir, stage, changed, before, now))
         elif ledger.state(stage) == "done":
-            _check_outputs(run_dir, ledger, stage)
+            _check_outputs(run_dir, config, ledger, stage)
     return [stage for stage in NEEDS if stage in again]
 
 
@@ -131,7 +131,9 @@ def file_hash(path: str | None) -> str | None:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); correct the path in the config") from None
 
 
-def _check_outputs(run_dir: Path, ledger: Ledger, stage: str) -> None:
+def _check_outputs(run_dir: Path, config: Config, ledger: Ledger, stage: str) -> None:
+    if stage == "shard" and stage_outputs(run_dir, config, stage) != ledger.outputs(stage):
+        raise BadInput(f"{run_dir}: the shards are not those that were trained on; give --redo shard")
     for name, path in output_files(run_dir, stage).items():
         if not path.exists() or sha256_of(path) != ledger.outputs(stage).get(name):
             wrong = "has changed" if path.exists() else "is gone"

@@ -62,8 +62,8 @@ def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> 
     if workers != 1:
         raise BadInput(f"--launcher local is one process, not {workers}; use torchrun or ray, or --workers 1")
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**alone, "MASTER_PORT": _free_port(), **worker_environment(1)}.items():
-        os.environ.setdefault(name, value)
+    # Whatever a surrounding scheduler says of ranks, this is the only one.
+    os.environ.update({**alone, "MASTER_PORT": _free_port(), **worker_environment(1)})
     work(task, payload, str(scratch))
 
 

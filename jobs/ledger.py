@@ -49,7 +49,7 @@ class Ledger:
         return ledger
 
     def state(self, stage: str) -> str:
-        """Return "pending", "running", "done" or "failed"."""
+        """Return "pending", "running", "done", "failed", or "forgotten": to be done again from nothing."""
         return self.tree["stages"].get(stage, {}).get("state", "pending")
 
     def inputs(self, stage: str) -> Values:
@@ -70,6 +70,8 @@ class Ledger:
             "input_hash": hash_of(inputs),
             "outputs": {},
         }
+        # Twice, so that the copy knows it too: it is what hours of training would fall back to.
+        self.save()
         self.save()
 
     def finish(self, stage: str, outputs: Values) -> None:
@@ -83,10 +85,11 @@ class Ledger:
         self.save()
 
     def forget(self, stages: list[str]) -> None:
-        """Make stages pending again."""
+        """Note that stages are to be done again; what they have written may be deleted from now on."""
         for stage in stages:
-            self.tree["stages"].pop(stage, None)
-        self.save()
+            self.tree["stages"][stage] = {"state": "forgotten"}
+        if stages:
+            self.save()
 
     def track(self, tracking: Values) -> None:
         """Keep MLflow's absolute URI and the run ids."""

@@ -44,7 +44,7 @@ def run_on_ray(
             failure = error
             break
     (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
-    return f"workers failed {RESTARTS + 1} times: {_cause(failure)}; see {scratch / 'traceback.txt'}"
+    return f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}"
 
 
 def _fit(body: Callable[[], None], scratch: Path, trial: int, workers: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.load import dump_config
 from configs.schema import CocoSource, Config
-from jobs.checks import check_splits, check_workers, local_path
+from jobs.checks import check_splits, check_unowned, check_workers, local_path
 from jobs.console import say
 from jobs.inputs import shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
@@ -55,6 +55,7 @@ def run_pipeline(
     check_workers(config, workers)
     with acquire(path) as lease:
         ledger = Ledger.load(path)
+        check_unowned(ledger, {stage: _folder(path, stage) for stage in STAGES})
         if ledger.recovered:
             say(ledger.recovered)
         again = stages_to_redo(config, path, ledger, redo)
@@ -138,23 +139,27 @@ STAGES = {
 
 def discard(run_dir: Path, stage: str) -> None:
     """Delete whatever a stage has written."""
-    folder = run_dir / ("shards" if stage == "shard" else stage)
+    folder = _folder(run_dir, stage)
     if folder.exists():
         say(f"{stage}: deleting {folder}")
         shutil.rmtree(folder)
+
+
+def _folder(run_dir: Path, stage: str) -> Path:
+    return run_dir / ("shards" if stage == "shard" else stage)
 
 
 def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
         return say(f"{stage}: done already")
-    if state == "pending":
+    if state == "forgotten":
         # Left by a command that was killed between forgetting a stage and deleting its output.
         discard(run.path, stage)
     inputs = stage_inputs(stage, run.config, run.ledger)
     run.ledger.begin(stage, inputs, run.attempt)
     run.tracker.stage_started(stage, run.attempt, hash_of(inputs))
-    say(f"{stage}: {'starting' if state == 'pending' else 'going on'}")
+    say(f"{stage}: {'going on' if state in ('running', 'failed') else 'starting'}")
     try:
         work(run)
     except (ValueError, RuntimeError, OSError) as error:
@@ -170,8 +175,12 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
 def _train(run: Run, stage: str, init_weights: Path | None) -> None:
     from jobs.worker import train_stage
 
+    config = run.config.model_dump(mode="json")
+    if run.config.model.weights is not None:
+        # Workers stand in another directory than the command did.
+        config["model"]["weights"] = str(Path(run.config.model.weights).resolve())
     payload = {
-        "config": run.config.model_dump(mode="json"),
+        "config": config,
         "stage": stage,
         "run_dir": str(run.path),
         "shards": str(shards_of(run.path, run.config, "train").resolve()),

@@ -80,7 +80,10 @@ def _check_paths(config: Config, run_dir: str) -> None:
     paths = {"--run-dir": run_dir, "model.weights": config.model.weights}
     for split in ("train", "val"):
         source = getattr(config.data, split)
-        paths[f"data.{split}"] = source if isinstance(source, str) else source.images
+        if isinstance(source, str):
+            paths[f"data.{split}"] = source
+        else:
+            paths |= {f"data.{split}.{key}": path for key, path in source.model_dump().items()}
     for key, path in paths.items():
         if path is not None and not Path(path).is_absolute():
             raise BadInput(

@@ -3,9 +3,7 @@
 import shutil
 from pathlib import Path
 
-import yaml
-
-from configs.load import ConfigError, load_config, parse_config
+from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Test
 from jobs.console import say
 from shards.errors import BadInput
@@ -82,14 +80,12 @@ def evaluate_checkpoint(
 
 def test_settings(stored: dict, overrides: list[str], checkpoint: Path) -> Test:
     """Return a weights file's inference settings with `test.KEY=VALUE` overrides applied."""
-    settings = dict(stored)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not key.startswith("test.") or not equals:
-            raise ConfigError(f"--set {override}: only test.KEY=VALUE can change for finished weights")
-        settings[key.removeprefix("test.")] = yaml.safe_load(text)
     # Through the whole schema, for its explanations of what is wrong.
-    tree = {"data": {"train": "-", "val": "-"}, "test": settings}
+    tree = {"data": {"train": "-", "val": "-"}, "test": dict(stored)}
+    for override in overrides:
+        if not override.startswith("test.") or "=" not in override:
+            raise ConfigError(f"--set {override}: only test.KEY=VALUE can change for finished weights")
+        apply_override(tree, override)
     return parse_config(tree, str(checkpoint)).test
 
 

@@ -117,17 +117,19 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _die_with_driver() -> None:
+def _die_with_driver(agent: int) -> None:
     # torchrun's workers share a pipe as standard input; it ends when the driver does, even by kill -9.
     while os.read(0, 1):
         pass
-    os.kill(os.getppid(), signal.SIGTERM)
+    # An agent that was killed itself has left us to a parent that is none of our business.
+    if os.getppid() == agent:
+        os.kill(agent, signal.SIGTERM)
     os._exit(1)
 
 
 def main() -> None:
     """Do the task of a file written by `jobs.launch`, on a rank that torchrun started."""
-    threading.Thread(target=_die_with_driver, daemon=True).start()
+    threading.Thread(target=_die_with_driver, args=(os.getppid(),), daemon=True).start()
     order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     module, name = order["task"].split(":")
     work(getattr(importlib.import_module(module), name), order["payload"], order["scratch"])

@@ -11,9 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import Config, Schedule
 from shards.batches import GlobalBatches
+from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.order import SampleOrder
 from shards.read import Sample, ShardDataset
+
+# A box thinner than this has no area in float32 to match anything with.
+MIN_SIDE_PX = 1e-2
 
 Batch = list[tuple[Tensor, dict[str, Any]]]
 
@@ -50,7 +54,8 @@ def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
     for annotation in sample.annotations:
         x, y, w, h = annotation["bbox"]
         box = [max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)]
-        if annotation.get("iscrowd", 0) or box[2] <= box[0] or box[3] <= box[1]:
+        thin = min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE_PX
+        if thin or annotation.get("iscrowd", 0):
             continue
         boxes.append(box)
         labels.append(label_of[annotation["category_id"]])
@@ -93,11 +98,15 @@ def training_batches(
     samples = TrainingSamples(dataset, config.seed, config.train.hflip)
     workers = config.data.loader_workers
     ahead = 4 if workers else None
-    return iter(
-        DataLoader(
-            samples, batch_sampler=batches, num_workers=workers, collate_fn=list, prefetch_factor=ahead
-        )
+    loader = DataLoader(
+        samples, batch_sampler=batches, num_workers=workers, collate_fn=list, prefetch_factor=ahead
     )
+    try:
+        yield from loader
+    except BadInput as error:
+        # A loader process puts its traceback before the line that the user needs.
+        line = str(error).strip().splitlines()[-1]
+        raise BadInput(line.partition(f"{BadInput.__name__}: ")[2] or line) from None
 
 
 def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], list[dict[str, Any]], int]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shards.errors import BadInput
 from shards.files import write_atomic
 
 # Loader processes of a killed driver notice its death within seconds; a lock left to them passes.
@@ -118,7 +119,7 @@ def _newest(run_dir: Path) -> Lease | None:
         return None
     except (ValueError, TypeError) as error:
         # Without the number no older attempt could be told from this one.
-        raise ValueError(f"{path}: is damaged ({error}); make sure no run is alive, then delete it") from None
+        raise BadInput(f"{path}: is damaged ({error}); make sure no run is alive, then delete it") from None
 
 
 def _let_go() -> None:

@@ -3,6 +3,7 @@
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,20 @@ _DAMAGED = (ValueError, LookupError, AttributeError, TypeError, struct.error)
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
 
 
-def load_pretrained(model: nn.Module, path: str | Path) -> str:
+def load_pretrained(
+    model: nn.Module, path: str | Path, categories: list[dict[str, Any]] | None = None
+) -> str:
     """Load weights into a model of `build_model`, told apart by content; return one line for the log.
 
     A safetensors file of a run, or a PyTorch file holding a torchvision Mask R-CNN state dict (whole,
     every name matched) or that of a torchvision ResNet (into the trunk; its classifier is left out).
     Half precision is widened. The refining module of an MR R-CNN may be absent and is left alone.
+
+    Args:
+        model: a model of `build_model`.
+        path: the file.
+        categories: for weights that are used as they are, the data set's categories: a trunk alone is
+            then refused, and so is a run's file that was trained on other categories.
 
     Raises:
         BadInput: anything else, or weights of another model; key and remedy are named.
@@ -29,16 +38,23 @@ def load_pretrained(model: nn.Module, path: str | Path) -> str:
         tensors, meta = load_weights(path)
         name = "MR R-CNN" if meta["refine"] else "Mask R-CNN"
     else:
-        tensors, name = _load_torch(path), "torchvision Mask R-CNN"
+        tensors, name, meta = _load_torch(path), "torchvision Mask R-CNN", None
     if "layer1.0.conv1.weight" in tensors:
+        if categories is not None:
+            raise BadInput(
+                f"{path}: holds a trunk without heads, which is no trained Mask R-CNN; "
+                "set train.baseline.iters above 0, or model.weights to a whole Mask R-CNN"
+            )
         return _fill_trunk(model, tensors, path)
     if CLASSES not in tensors:
         key = next(iter(tensors), "nothing")
         raise BadInput(
             f"{path}: holds {key}, which is neither a torchvision Mask R-CNN nor a torchvision ResNet; "
-            "set model.weights to one of these, or convert the file with `mrrcnn import-weights`"
+            "set model.weights to one of these"
         )
     _check_classes(model, tensors, path)
+    if categories is not None and meta:
+        _check_categories(meta["categories"], categories, path)
     fill(model, tensors, str(path), may_lack="refine.")
     return f"{path}: {name}, {len(tensors)} tensors"
 
@@ -52,6 +68,16 @@ def _fill_trunk(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) 
         )
     fill(model.backbone.body, trunk, str(path))
     return f"{path}: ImageNet trunk, {len(trunk)} tensors"
+
+
+def _check_categories(learnt: list[dict[str, Any]], wanted: list[dict[str, Any]], path: str | Path) -> None:
+    for ours, theirs in zip(learnt, wanted, strict=True):
+        if (ours["id"], ours["name"]) != (theirs["id"], theirs["name"]):
+            raise BadInput(
+                f"{path}: has learnt category {ours['id']} {ours['name']!r} where data.train has "
+                f"{theirs['id']} {theirs['name']!r}; give weights of the same categories, or train them on "
+                "with train.baseline.iters above 0"
+            )
 
 
 def _check_classes(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 class RunLog:
     """The two logs of one stage, which read as if the run had never been interrupted."""
 
-    def __init__(self, folder: Path, rank: int, world: int, step: int, log_samples: bool):
+    def __init__(self, folder: Path, rank: int, world: int, step: int):
         """Cut both logs back to `step`; every rank must be constructed."""
-        self.folder, self.rank, self.world, self.log_samples = folder, rank, world, log_samples
+        self.folder, self.rank, self.world = folder, rank, world
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             _cut_back(folder / "metrics.jsonl", step)
@@ -44,9 +44,7 @@ class RunLog:
         _say(step, schedule.iters, line)
 
     def samples(self, step: int, image_ids: list[int]) -> None:
-        """Append the image ids that each rank really saw in a step. Collective when it is on."""
-        if not self.log_samples:
-            return
+        """Append the image ids that each rank really saw in a step. Collective."""
         everyone: list[list[int]] = [[] for _ in range(self.world)]
         dist.all_gather_object(everyone, image_ids)
         if self.rank == 0:

@@ -223,7 +223,10 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_state(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "tracking.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise BadInput(f"{path}: is damaged ({error}); delete it, and MLflow gets a new run") from None
 
 
 def _begin_state(run_dir: Path, earlier: dict[str, Any], uri: str, experiment: str) -> dict[str, Any]:

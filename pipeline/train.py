@@ -71,8 +71,9 @@ def train(job: TrainJob) -> None:
     model = stage_model(job, dataset)
     engine = start_engine(model, schedule, config, world)
     folder = Path(job.run_dir, job.stage)
+    check_attempt(job.run_dir, job.attempt)
     first, window = _resume(engine, folder / "checkpoints", dataset)
-    writer = RunLog(folder, rank, world, first, config.debug.log_samples)
+    writer = RunLog(folder, rank, world, first)
     batches = training_batches(dataset, config, schedule, rank, world, first)
     model.train()
     for step in range(first, schedule.iters):
@@ -86,11 +87,14 @@ def train(job: TrainJob) -> None:
             losses = _forward(engine, batch, config.seed, step, world)
             engine.backward(losses["loss"])
             engine.step()
+            _check_gradient(engine, step, ids)
             _add(window, losses, schedule.accumulate)
         window["steps"] += 1
         window["seconds"] += time.monotonic() - began
         done = step + 1
-        writer.samples(done, ids)
+        if config.debug.log_samples:
+            check_attempt(job.run_dir, job.attempt)
+            writer.samples(done, ids)
         if done % config.train.log_every == 0 or done == schedule.iters:
             check_attempt(job.run_dir, job.attempt)
             writer.metrics(done, schedule, len(dataset), lr, window)
@@ -116,7 +120,9 @@ def stage_model(job: TrainJob, dataset: ShardDataset) -> nn.Module:
         measure = refine is not None and refine.init_gain == "mean_mask"
         model.load_baseline(tensors, *([first_batch(dataset, config)] if measure else []))
     elif config.model.weights:
-        log.info("%s", load_pretrained(model, config.model.weights))
+        untrained = stage_schedule(config, job.stage).iters == 0
+        categories = dataset.categories if untrained else None
+        log.info("%s", load_pretrained(model, config.model.weights, categories))
     return model
 
 
@@ -152,7 +158,8 @@ def _forward(engine: Any, batch: Batch, seed: int, step: int, world: int) -> dic
     names = list(terms)
     sums = torch.stack([terms[name][0].float() for name in names])
     counts = torch.stack([terms[name][1].float() for name in names])
-    # A mean over the global batch, whatever share of the positives this rank happens to hold.
+    # A mean over all ranks' samples, whatever share of the positives this rank happens to hold. With
+    # accumulation it is that of one slice of the global batch: later slices' counts are not known yet.
     totals = torch.cat([sums.detach(), counts])
     dist.all_reduce(totals)
     total_sums, total_counts = totals.chunk(2)
@@ -176,6 +183,24 @@ def _stop_on_non_finite(names: list[str], sums: Tensor, means: Tensor, batch: Ba
     )
 
 
+def _check_gradient(engine: Any, step: int, image_ids: list[int]) -> None:
+    # ZeRO skips such a step without a word, and that batch would be lost.
+    if getattr(engine.optimizer, "overflow", False):
+        raise NonFiniteLoss(
+            f"step {step + 1}: the gradient is not finite, though the losses are, on images {image_ids} "
+            "of this rank or on the other ranks'; lower the learning rate, or set clip"
+        )
+
+
+def _check_finite(tensors: dict[str, Tensor], step: int) -> None:
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise NonFiniteLoss(
+            f"step {step}: {bad[0]} and {len(bad) - 1} more weights are not finite and are not saved; "
+            "the last checkpoint is good. Lower the learning rate, or set clip"
+        )
+
+
 def _add(window: dict[str, float], losses: dict[str, Any], accumulate: int) -> None:
     for name, value in losses.items():
         if name != "loss":
@@ -188,6 +213,7 @@ def _empty_window() -> dict[str, float]:
 
 def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, dataset: ShardDataset) -> None:
     momentum = momentum_by_name(engine)
+    _check_finite({**engine.module.state_dict(), **momentum}, step)
     if dist.get_rank() == 0:
         check_attempt(job.run_dir, job.attempt)
         # Seconds are the one thing that differs between equal runs; keep checkpoints equal.

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,14 +51,23 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise BadInput(
             f"{path}: cannot be read as safetensors ({error}); give a weights file of a run"
         ) from None
-    meta = json.loads(text) if text else {}
+    meta = _meta(text, path)
     if meta.get("format") != FORMAT:
         found = f"format {meta['format']}" if meta else "no description"
         raise BadInput(
             f"{path}: has {found} under the metadata key {KEY!r}; "
-            f"this version reads format {FORMAT} as written by a run or by `mrrcnn import-weights`"
+            f"this version reads format {FORMAT} as written by a run"
         )
     return tensors, meta
+
+
+def _meta(text: str | None, path: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(text) if text else {}
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: its description is damaged ({error}); give a weights file of a run"
+        ) from None
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], name: str, may_lack: str | None = None) -> None:

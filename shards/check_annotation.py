@@ -16,6 +16,8 @@ AREA_SHARE, AREA_PX = 0.15, 30
 BBOX_PX = 3
 # Rounding in the last digit is no fault.
 EDGE_PX = 1e-3
+# Thinner boxes have no area in float32.
+MIN_SIDE_PX = 1e-2
 
 _ACTION = {"error": "refused", "warning": "kept"}
 
@@ -87,7 +89,7 @@ def _box_faults(box: object, row: ImageRow) -> list[tuple[str, str, str, str]]:
     if (w * h > 0 and not touches) or x > row.width or y > row.height or x + w < 0 or y + h < 0:
         return [("error", "box_outside", f"bbox {box} lies outside {image}", "correct or remove it")]
     faults = []
-    if w == 0 or h == 0:
+    if w < MIN_SIDE_PX or h < MIN_SIDE_PX:
         faults.append(("warning", "box_zero_size", f"bbox {box} has no area", "correct or remove it"))
     if min(x, y) < -EDGE_PX or x + w > row.width + EDGE_PX or y + h > row.height + EDGE_PX:
         faults.append(

@@ -54,7 +54,13 @@ def check_image(row: ImageRow, directory: Path) -> ImageFile | Finding:
 def leads_out(file_name: str) -> bool:
     """Return whether a file_name of the source is anything but a path inside the image folder."""
     path = PurePosixPath(file_name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or "\0" in file_name or ":" in path.parts[0]
+    return (
+        path.is_absolute()
+        or ".." in path.parts
+        or "\0" in file_name
+        or not path.parts
+        or ":" in path.parts[0]
+    )
 
 
 def _extension(file_name: str) -> str:

@@ -120,14 +120,15 @@ def _begun(out: Path, identity: dict) -> dict | None:
     elif not (out / PROGRESS).is_file() or _json_of(out / PROGRESS) == identity:
         return None
     raise BadInput(
-        f"{out}: holds shards of another source or other options; choose another --out or delete it"
+        f"{out}: holds shards of another source or other options; choose another --out or delete it "
+        "(in a run directory: --redo shard)"
     )
 
 
 def _json_of(path: Path) -> dict:
     try:
-        return json.loads(path.read_bytes())
-    except ValueError:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
         raise BadInput(f"{path}: is damaged; delete the folder and shard again") from None
 
 

@@ -31,7 +31,7 @@ def test_failed_and_forgotten_stages(tmp_path, ledger):
     ledger.fail("baseline", "no memory")
     assert Ledger.load(tmp_path).state("baseline") == "failed"
     ledger.forget(["baseline", "refine"])
-    assert Ledger.load(tmp_path).state("baseline") == "pending"
+    assert Ledger.load(tmp_path).state("baseline") == "forgotten"
 
 
 def test_keys_are_sorted_so_that_equal_ledgers_are_equal_files(tmp_path, ledger):

@@ -217,11 +217,20 @@ def test_bad_data_may_be_mended_without_redo_since_nothing_is_lost(bench, tmp_pa
     assert bench.run(data__on_bad="skip") == ALL
 
 
-def test_output_of_a_stage_that_the_ledger_does_not_know_is_not_trusted(bench):
-    # As left by a kill between forgetting a stage and deleting what it wrote.
+def test_what_the_ledger_does_not_know_is_neither_deleted_nor_gone_on_from(bench):
     bench.write("baseline/checkpoints/step-000000009/state.json", "{}")
+    with pytest.raises(BadInput, match=r"baseline: is there, .* knows of no stage baseline"):
+        bench.run()
+    assert (bench.run_dir / "baseline" / "checkpoints" / "step-000000009" / "state.json").exists()
+
+
+def test_a_kill_between_forgetting_a_stage_and_deleting_it_leaves_nothing_to_go_on_from(bench):
     bench.run()
-    assert not (bench.run_dir / "baseline" / "checkpoints" / "step-000000009").exists()
+    ledger = Ledger.load(bench.run_dir)
+    ledger.forget(["refine", "evaluate", "report"])
+    bench.write("refine/checkpoints/step-000000009/state.json", "{}")
+    bench.run()
+    assert not (bench.run_dir / "refine" / "checkpoints" / "step-000000009").exists()
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])

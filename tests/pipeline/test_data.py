@@ -1,11 +1,14 @@
 """What the network trains on: targets as the annotations say, chance by the sample's position alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from configs.load import parse_config
 from pipeline.data import TrainingSamples, first_batch, flip, training_batches, training_target
+from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.read import Sample, ShardDataset
 from shards.synth import write_synthetic
@@ -48,7 +51,8 @@ def test_boxes_are_corners_clipped_to_the_image_and_labels_are_contiguous():
 
 def test_crowds_and_boxes_without_area_do_not_train():
     crowd = square(0, 0, 5, 5, iscrowd=1)
-    target = training_target(sample([crowd, square(4, 4, 0, 6), square(40, 3, 5, 5)]), {5: 1})
+    hair = square(20.00001, 4, 1e-6, 6)
+    target = training_target(sample([crowd, square(4, 4, 0, 6), square(40, 3, 5, 5), hair]), {5: 1})
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
     assert target["masks"].shape == (0, 20, 30)
 
@@ -112,3 +116,15 @@ def test_first_batch_is_the_global_batch_of_the_refining_stage(shards):
     assert len(images) == len(targets) == 6 and seed == cfg.seed
     assert all(image.min() >= 0 and image.max() <= 1 for image in images)
     assert sorted(target["position"] for target in targets) == list(range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_named_in_one_line(shards, tmp_path, workers):
+    copy = shutil.copytree(shards.directory, tmp_path / "shards")
+    tar = next(copy.glob("*.tar"))
+    tar.write_bytes(bytes(len(tar.read_bytes())))
+    cfg = config()
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"loader_workers": workers})})
+    with pytest.raises(BadInput) as raised:
+        everything(ShardDataset(copy), cfg, rank=0, world=1, start_step=0)
+    assert str(raised.value).startswith(f"{tar}, sample ") and "\n" not in str(raised.value)
