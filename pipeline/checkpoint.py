@@ -5,7 +5,6 @@ file. It is written under a temporary name and renamed last, so a directory with
 and a manifest that verifies is complete, whatever was killed when.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from shards.files import flush_path, rename_durably, sha256_of
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
@@ -42,10 +43,9 @@ def save_checkpoint(
     files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
     _write(temporary / "manifest.json", json.dumps({"files": files, "step": step}, sort_keys=True, indent=1))
     for path in temporary.iterdir():
-        _sync(path)
-    _sync(temporary)
-    os.rename(temporary, final)
-    _sync(directory)
+        flush_path(path)
+    flush_path(temporary)
+    rename_durably(temporary, final)
     return final
 
 
@@ -106,20 +106,8 @@ def _plain(tensors: Tensors) -> Tensors:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
 """Weights files: safetensors with one metadata key, written atomically, the same bytes every time."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.errors import BadInput
+from shards.files import flush_path, rename_durably, temporary_beside
 
 # With several metadata keys safetensors writes them in hash order: the bytes would differ.
 KEY = "mrrcnn"
@@ -26,13 +26,12 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], meta: dict) -> No
         meta: JSON values; equal meta and tensors give equal bytes.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = temporary_beside(path)
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
     try:
         save_file({name: _plain(tensor) for name, tensor in tensors.items()}, partial, metadata={KEY: text})
-        _flush(partial)
-        os.replace(partial, path)
-        _flush(path.parent)
+        flush_path(partial)
+        rename_durably(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -103,11 +102,3 @@ def _last_line(error: RuntimeError) -> str:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

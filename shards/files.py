@@ -40,11 +40,16 @@ def flush(stream: IO[bytes]) -> None:
 def rename_durably(source: Path, target: Path) -> None:
     """Rename, and return when the folder on the disk knows it."""
     os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    flush_path(target.parent)
+
+
+def flush_path(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager
