@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,4 +235,3 @@ def _finish(engine: Any, job: TrainJob, folder: Path, dataset: ShardDataset) -> 
         save_weights(folder / "weights.safetensors", engine.module.state_dict(), meta)
     dist.barrier()
     engine.destroy()
-    sys.stdout.flush()
