@@ -138,7 +138,7 @@ def submit(
 @app.command()
 def sync(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Deliver to MLflow what a dead server missed."""
-    from pipeline.tracking import sync as deliver
+    from pipeline.tracking.tracker import sync as deliver
 
     done = deliver(run_dir)
     print(f"{done['uri']}: {done['points']} points delivered")
@@ -242,7 +242,7 @@ def _exit_code(error: Exception) -> int | None:
     from configs.load import ConfigError
     from jobs.errors import JobFailed
     from pipeline.lease import LeaseHeld, StaleAttempt
-    from pipeline.tracking import NotDelivered
+    from pipeline.tracking.tracker import NotDelivered
     from shards.errors import BadInput
 
     if isinstance(error, BadInput | ConfigError | LeaseHeld):

@@ -122,7 +122,7 @@ def evaluate(run: Run) -> None:
 
 def report(run: Run) -> None:
     """Write tables, figures and pictures of the run."""
-    from pipeline.report import write_report
+    from pipeline.report.document import write_report
 
     write_report([run.path], run.path / "report")
 

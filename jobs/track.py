@@ -16,7 +16,7 @@ PIPELINE = "pipeline"
 @contextmanager
 def tracking(config: Config, run_dir: Path, ledger: Ledger, attempt: int) -> Iterator[Any]:
     """Yield the tracker of a run; what MLflow does not take in time, `mrrcnn sync` delivers later."""
-    from pipeline.tracking import Tracker
+    from pipeline.tracking.tracker import Tracker
 
     tracker = Tracker(run_dir, config.tracking.uri, config.tracking.experiment, attempt)
     tracker.log_params(config.model_dump(mode="json", exclude={"tracking"}))

@@ -52,7 +52,7 @@ def evaluate_checkpoint(
 ) -> None:
     """Detect with a weights file on shards, score, and show the AP."""
     from jobs.summary import show_metrics
-    from pipeline.weights import load_weights
+    from pipeline.network.weights import load_weights
 
     _, meta = load_weights(checkpoint)
     test = test_settings(meta["test"], overrides or [], checkpoint)
@@ -105,7 +105,7 @@ def report_runs(run_dirs: list[Path], out: Path | None) -> None:
     for run_dir in run_dirs:
         if not (run_dir / "ledger.json").is_file():
             raise BadInput(f"{run_dir}: is no run directory (it holds no ledger.json)")
-    from pipeline.report import write_report
+    from pipeline.report.document import write_report
 
     out = out or run_dirs[0] / "report"
     write_report(run_dirs, out)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from configs.schema import Test
-from pipeline.coco_ap import Kind, evaluate_kind, prepare_annotations
-from pipeline.coco_results import Result, coco_results
-from pipeline.huddled import huddled_ids
+from pipeline.scoring.coco_ap import Kind, evaluate_kind, prepare_annotations
+from pipeline.scoring.coco_results import Result, coco_results
+from pipeline.scoring.huddled import huddled_ids
 from shards.errors import BadInput
 from shards.files import encode_json, sha256_of, write_atomic
 from shards.read import ShardDataset

@@ -5,9 +5,9 @@ from pathlib import Path
 from torch import nn
 
 from configs.schema import Model, Refine, Sara, Test
-from pipeline.maskrcnn import MaskRCNN
-from pipeline.mrrcnn import MRRCNN
-from pipeline.weights import fill, load_weights
+from pipeline.network.maskrcnn import MaskRCNN
+from pipeline.network.mrrcnn import MRRCNN
+from pipeline.network.weights import fill, load_weights
 
 
 def build_model(

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from pipeline.coco_results import Result, coco_results
-from pipeline.overlay import draw_instances, to_pil
+from pipeline.report.overlay import draw_instances, to_pil
+from pipeline.scoring.coco_results import Result, coco_results
 from shards.check_image import MAX_PIXELS
 from shards.errors import BadInput
 from shards.files import write_atomic

@@ -17,10 +17,10 @@ from pipeline.data import Batch, first_batch, to_network, training_batches
 from pipeline.engine import momentum_by_name, restore, set_lr, start_engine
 from pipeline.lease import check_attempt
 from pipeline.model import build_model
-from pipeline.pretrained import load_pretrained
+from pipeline.network.pretrained import load_pretrained
+from pipeline.network.weights import load_weights, save_weights
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
-from pipeline.weights import load_weights, save_weights
 from shards.read import ShardDataset
 
 log = logging.getLogger(__name__)

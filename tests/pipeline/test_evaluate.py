@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline import evaluate
-from pipeline.coco_ap import evaluate_kind, prepare_annotations
 from pipeline.evaluate import check_categories, detect_images, measure, score
-from pipeline.huddled import huddled_ids
+from pipeline.scoring.coco_ap import evaluate_kind, prepare_annotations
+from pipeline.scoring.huddled import huddled_ids
 from shards.errors import BadInput
 from tests.pipeline.coco_cases import annotation, random_case, result
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.lease import acquire
-from pipeline.weights import load_weights
+from pipeline.network.weights import load_weights
 from shards.files import sha256_of
 from shards.synth import write_synthetic
 from shards.write import write_shards

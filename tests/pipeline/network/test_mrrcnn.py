@@ -5,9 +5,9 @@ import torch
 
 from configs.schema import Model, Refine, Sara, Test
 from pipeline.model import build_model
-from pipeline.mrrcnn import Guide, foreground_labels, fuse, recrop
-from pipeline.pool import RoIPool
-from pipeline.targets import Assigned, to_rois
+from pipeline.network.mrrcnn import Guide, foreground_labels, fuse, recrop
+from pipeline.network.pool import RoIPool
+from pipeline.network.targets import Assigned, to_rois
 from tests.pipeline.tiny import CLASSES, TEST, tiny_base, tiny_image, tiny_refined, tiny_target, total
 
 SIZES = [(96, 96)]

@@ -8,16 +8,16 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.transform import resize_boxes
 
 from configs.schema import Model, Test
-from pipeline.backbone import build_backbone
-from pipeline.detections import Detections, select_detections
-from pipeline.heads import BASE_CODER, BOX_SIZE, HIDDEN_SIZE, Heads
-from pipeline.losses import Loss, box_loss, class_loss, mask_loss
-from pipeline.paste import paste_masks
-from pipeline.pool import RoIPool
-from pipeline.rpn import build_rpn
-from pipeline.targets import Assigned, box_targets, decode_boxes, mask_targets, sample_rois, to_rois
-from pipeline.transform import build_transform
-from pipeline.weights import fill
+from pipeline.network.backbone import build_backbone
+from pipeline.network.detections import Detections, select_detections
+from pipeline.network.heads import BASE_CODER, BOX_SIZE, HIDDEN_SIZE, Heads
+from pipeline.network.losses import Loss, box_loss, class_loss, mask_loss
+from pipeline.network.paste import paste_masks
+from pipeline.network.pool import RoIPool
+from pipeline.network.rpn import build_rpn
+from pipeline.network.targets import Assigned, box_targets, decode_boxes, mask_targets, sample_rois, to_rois
+from pipeline.network.transform import build_transform
+from pipeline.network.weights import fill
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.bootstrap import Interval
-from pipeline.coco_results import encode_mask
 from pipeline.evaluate import measure
-from pipeline.report import _gain, write_report
-from pipeline.report_data import read_run
-from pipeline.report_figures import most_huddled
-from pipeline.report_page import Figure, Heading, Table, Text, to_html, to_markdown
+from pipeline.report.data import read_run
+from pipeline.report.document import _gain, write_report
+from pipeline.report.figures import most_huddled
+from pipeline.report.page import Figure, Heading, Table, Text, to_html, to_markdown
+from pipeline.scoring.bootstrap import Interval
+from pipeline.scoring.coco_results import encode_mask
 from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.read import ShardDataset
@@ -99,7 +99,7 @@ def run_dir(held_out, tmp_path_factory):
 def report(run_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.report.RESAMPLES", 40)
+        patch.setattr("pipeline.report.document.RESAMPLES", 40)
         write_report([run_dir], out)
     return out
 
@@ -178,7 +178,7 @@ def test_vanished_shards_cost_the_pictures_not_the_report(run_dir, tmp_path):
 
 
 def test_several_runs_stand_side_by_side_with_what_differs(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.report.RESAMPLES", 5)
+    monkeypatch.setattr("pipeline.report.document.RESAMPLES", 5)
     other = tmp_path / "other" / "demo"
     (other / "evaluate/refined").mkdir(parents=True)
     metrics = json.loads((run_dir / "evaluate/refined/metrics.json").read_text())

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.delivery import Delivery
-from pipeline.outbox import MetricsTail, append_event, read_events
-from pipeline.tracking import NotDelivered, Tracker, flatten, sync
-from pipeline.tracking_uri import redact, resolve_uri
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.outbox import MetricsTail, append_event, read_events
+from pipeline.tracking.tracker import NotDelivered, Tracker, flatten, sync
+from pipeline.tracking.uri import redact, resolve_uri
 from shards.errors import BadInput
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.outbox import Event, MetricsTail, read_events
-from pipeline.tracking_uri import redact
+from pipeline.tracking.outbox import Event, MetricsTail, read_events
+from pipeline.tracking.uri import redact
 from shards.files import encode_json, write_atomic
 
 log = logging.getLogger(__name__)

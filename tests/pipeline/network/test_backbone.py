@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from configs.schema import Model
-from pipeline.backbone import build_backbone
+from pipeline.network.backbone import build_backbone
 from shards.errors import BadInput
 
 EXPANDED = ["resnet50", "resnet101", "resnext101_32x8d"]

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.bootstrap import Interval
-from pipeline.huddled import huddled_ids
-from pipeline.overlay import draw_instances, side_by_side
-from pipeline.report_data import MODELS, RunData
+from pipeline.report.data import MODELS, RunData
+from pipeline.report.overlay import draw_instances, side_by_side
+from pipeline.scoring.bootstrap import Interval
+from pipeline.scoring.huddled import huddled_ids
 
 NOT_LOSSES = {"step", "epoch", "samples", "lr", "images_per_s", "loss"}
 BLUE, ORANGE, GREY = "#0a5fb4", "#d95f02", "#8a939c"

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipeline.overlay import draw_instances, instance_colours, side_by_side
+from pipeline.report.overlay import draw_instances, instance_colours, side_by_side
 from tests.pipeline.coco_cases import annotation, encode
 
 NAMES = {1: "cat"}

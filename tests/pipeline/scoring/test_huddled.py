@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.huddled import huddled_ids
+from pipeline.scoring.huddled import huddled_ids
 
 
 def boxes(*rows):

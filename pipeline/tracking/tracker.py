@@ -1,7 +1,7 @@
 """MLflow that can never touch training: the driver notes events, a background thread delivers them.
 
-Workers know nothing of MLflow. The driver appends to the outbox (`pipeline.outbox`), which is a file
-and cannot be down; one daemon thread brings outbox and metrics to the server (`pipeline.delivery`),
+Workers know nothing of MLflow. The driver appends to the outbox (`pipeline.tracking.outbox`), which is a file
+and cannot be down; one daemon thread brings outbox and metrics to the server (`pipeline.tracking.delivery`),
 with short timeouts and growing pauses. What a dead server misses, the next attempt or
 `mrrcnn sync RUN` delivers.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import load_config
-from pipeline.delivery import PIPELINE, Delivery
-from pipeline.outbox import append_event
-from pipeline.tracking_uri import redact, resolve_uri
+from pipeline.tracking.delivery import PIPELINE, Delivery
+from pipeline.tracking.outbox import append_event
+from pipeline.tracking.uri import redact, resolve_uri
 from shards.errors import BadInput
 from shards.files import encode_json, write_atomic
 

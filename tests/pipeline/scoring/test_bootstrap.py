@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.bootstrap import average_precision, match_images, paired_bootstrap
-from pipeline.coco_ap import evaluate_kind, prepare_annotations
-from pipeline.huddled import huddled_ids
+from pipeline.scoring.bootstrap import average_precision, match_images, paired_bootstrap
+from pipeline.scoring.coco_ap import evaluate_kind, prepare_annotations
+from pipeline.scoring.huddled import huddled_ids
 from tests.pipeline.coco_cases import annotation, jitter, random_case, result
 
 

@@ -8,8 +8,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from configs.schema import Model, Sara, Test
 from pipeline.model import build_model
-from pipeline.pretrained import load_pretrained
-from pipeline.sampling import balanced_sample, sample_generator
+from pipeline.network.pretrained import load_pretrained
+from pipeline.network.sampling import balanced_sample, sample_generator
 from shards.errors import BadInput
 from tests.pipeline.tiny import tiny_image, tiny_target
 

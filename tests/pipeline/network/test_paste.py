@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from pipeline import paste
-from pipeline.paste import paste_masks
+from pipeline.network import paste
+from pipeline.network.paste import paste_masks
 
 SIZE = (60, 80)
 BOXES = torch.tensor(

@@ -11,7 +11,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou
 
-from pipeline.sampling import balanced_sample, sample_generator
+from pipeline.network.sampling import balanced_sample, sample_generator
 
 MASK_SIZE = 28
 MIN_SIDE = 1e-2

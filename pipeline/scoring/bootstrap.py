@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.coco_ap import Kind, ignore_uncounted
+from pipeline.scoring.coco_ap import Kind, ignore_uncounted
 
 ALL_AREAS = (0.0, 1e10)
 TOP = 100

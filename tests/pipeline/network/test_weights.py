@@ -10,15 +10,15 @@ from torchvision.models import resnet18
 
 from configs.schema import Refine, Sara, Test
 from pipeline.model import build_model, load_model
-from pipeline.pretrained import load_pretrained
-from pipeline.weights import load_weights, save_weights
+from pipeline.network.pretrained import load_pretrained
+from pipeline.network.weights import load_weights, save_weights
 from shards.errors import BadInput
 from tests.pipeline.tiny import MODEL, tiny_base, tiny_image, tiny_refined
 
 CATEGORIES = [{"id": 3, "name": "car"}, {"id": 17, "name": "cat"}, {"id": 90, "name": "brush"}]
 WRITE = """
 import sys, torch
-from pipeline.weights import save_weights
+from pipeline.network.weights import save_weights
 tensors = {"b": torch.ones(2), "a": torch.arange(6.0).view(2, 3).T}
 save_weights(sys.argv[1], tensors, {"format": 1, "z": 1, "a": {"y": 2, "b": 3}})
 """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.weights import fill, load_weights
+from pipeline.network.weights import fill, load_weights
 from shards.errors import BadInput
 
 # What the unpickler stumbles over in a file that is no pickle.

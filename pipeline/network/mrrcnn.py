@@ -13,13 +13,13 @@ from torchvision.models.detection._utils import BoxCoder
 
 from configs.schema import Model, Refine, Sara, Test
 from ops import sa_roi_align
-from pipeline.detections import Detections, select_detections
-from pipeline.heads import BOX_SIZE, HIDDEN_SIZE, RefiningHeads
-from pipeline.losses import Loss, box_loss, class_loss, mask_loss
-from pipeline.maskrcnn import FirstStage, MaskRCNN
-from pipeline.pool import RoIPool
-from pipeline.sampling import choose, sample_generator
-from pipeline.targets import (
+from pipeline.network.detections import Detections, select_detections
+from pipeline.network.heads import BOX_SIZE, HIDDEN_SIZE, RefiningHeads
+from pipeline.network.losses import Loss, box_loss, class_loss, mask_loss
+from pipeline.network.maskrcnn import FirstStage, MaskRCNN
+from pipeline.network.pool import RoIPool
+from pipeline.network.sampling import choose, sample_generator
+from pipeline.network.targets import (
     MIN_SIDE,
     Assigned,
     box_targets,
@@ -30,7 +30,7 @@ from pipeline.targets import (
     match,
     resample,
 )
-from pipeline.weights import fill
+from pipeline.network.weights import fill
 
 
 @dataclass(frozen=True)

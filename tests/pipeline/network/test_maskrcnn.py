@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.sampling import balanced_sample, sample_generator
+from pipeline.network.sampling import balanced_sample, sample_generator
 from tests.pipeline.tiny import tiny_base, tiny_image, tiny_refined, tiny_target, total
 
 

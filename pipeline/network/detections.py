@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from configs.schema import Test
-from pipeline.targets import has_area
+from pipeline.network.targets import has_area
 
 
 @dataclass(frozen=True)

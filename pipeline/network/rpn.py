@@ -7,8 +7,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from configs.schema import Model
-from pipeline.losses import Loss, box_loss, objectness_loss
-from pipeline.sampling import balanced_sample, sample_generator
+from pipeline.network.losses import Loss, box_loss, objectness_loss
+from pipeline.network.sampling import balanced_sample, sample_generator
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 BETA = 1 / 9
