@@ -72,7 +72,8 @@ except ImportError:
 
 # The stable ABI: a library built here loads in torch 2.10 and later, under any Python.
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-std=c++20", "-O3"]
-HOST = [*STABLE, "-fvisibility=hidden", "-fopenmp-simd"]
+HOST = [*STABLE, "-fvisibility=hidden", "-ffp-contract=off"]
+CPU_SOURCES = sorted(str(p) for p in Path("ops/csrc/cpu").glob("*.cpp"))
 HEADERS = sorted(str(p) for p in Path("ops/csrc").rglob("*.*h"))
 
 
@@ -82,7 +83,7 @@ def extensions() -> list[Extension]:
         return [Extension("ops._C_cpu", [], optional=True)]
     options = {"py_limited_api": True, "depends": HEADERS}
     flags = {"cxx": HOST}
-    found = [CppExtension("ops._C_cpu", ["ops/csrc/cpu/binding.cpp"], extra_compile_args=flags, **options)]
+    found = [CppExtension("ops._C_cpu", CPU_SOURCES, extra_compile_args=flags, **options)]
     if not why_no_cuda():
         flags = {"cxx": [*HOST, "-DUSE_CUDA"], "nvcc": [*STABLE, "-DUSE_CUDA"]}
         found.append(

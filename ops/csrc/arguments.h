@@ -108,20 +108,10 @@ struct Arguments {
                                 f.device(), std::nullopt, memory_format(f));
   }
 
-  // Zeros [N, H, W, C] in memory to sum a feature's gradient in.
-  Tensor new_feature_sums(const Tensor& f) const {
-    Tensor sums = torch::stable::empty(f.sizes(), sum_type(), std::nullopt, f.device(), std::nullopt,
-                                       MemoryFormat::ChannelsLast);
-    return torch::stable::zero_(sums);
-  }
-
-  // The sums in the feature's type and memory format.
-  Tensor as_feature_gradient(const Tensor& sums, const Tensor& f) const {
-    const MemoryFormat format = memory_format(f);
-    if (format == MemoryFormat::ChannelsLast && f.scalar_type() == sum_type()) return sums;
-    Tensor gradient =
-        torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(), std::nullopt, format);
-    return torch::stable::copy_(gradient, sums);
+  // A feature's gradient whose every element is still to be written.
+  Tensor new_feature_gradient(const Tensor& f) const {
+    return torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(), std::nullopt,
+                                memory_format(f));
   }
 
   // What the schema returns for a gradient that nobody asked for.

@@ -1,116 +1,110 @@
 // The CPU kernels as torch operators, by torch's stable ABI: one binary for torch 2.10 and later, any Python.
 // The schema is ops/torch_op.py's.
+//
+// Features that are channels last are read as they lie. Others are turned a slab of channels of one image at a
+// time, in a buffer; no whole map is ever copied.
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "../arguments.h"
-#include "kernel.h"
+#include "call.h"
 
 namespace mrrcnn {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kChannelBlock = 16;  // a thread's least share of the feature gradient: a cache line of float
-
-// Holds the tensors that a Problem points into.
-template <class F, class T>
-struct Prepared {
-  std::vector<Tensor> features;
-  Tensor rois;
-  std::optional<Tensor> prob, level;
-  Problem<F, T> problem;
-};
-
-template <class T>
-void check_ranges(const T* rois, const int64_t* level, int64_t num_rois, int64_t images, int64_t levels) {
-  for (int64_t k = 0; k < num_rois; ++k) {
-    const T image = rois[5 * k];
-    STD_TORCH_CHECK(image >= 0 && image < static_cast<T>(images), "sa_roi_align: RoI ", k, " has batch index ",
-                    image, ", expected 0 to ", images - 1);
-    STD_TORCH_CHECK(!level || (level[k] >= 0 && level[k] < levels), "sa_roi_align: RoI ", k, " has level ",
-                    level ? level[k] : 0, ", expected 0 to ", levels - 1);
-  }
-}
-
-template <class F, class T>
-Prepared<F, T> prepare(const Arguments& a) {
-  const ScalarType type = a.sum_type();
-  Prepared<F, T> p{{}, torch::stable::contiguous(torch::stable::to(a.rois, type)), std::nullopt, std::nullopt, {}};
-  for (size_t i = 0; i < a.features.size(); ++i) {
-    p.features.push_back(torch::stable::contiguous(a.features[i], MemoryFormat::ChannelsLast));
-    p.problem.levels.push_back({static_cast<const F*>(p.features[i].const_data_ptr()),
-                                static_cast<int>(a.features[i].size(2)), static_cast<int>(a.features[i].size(3)),
-                                static_cast<T>(a.spatial_scales[i])});
-  }
-  if (a.prob) p.prob = torch::stable::contiguous(torch::stable::to(*a.prob, type));
-  if (a.level) p.level = torch::stable::contiguous(*a.level);
-  p.problem.rois = static_cast<const T*>(p.rois.const_data_ptr());
-  p.problem.masks = p.prob ? static_cast<const T*>(p.prob->const_data_ptr()) : nullptr;
-  p.problem.level = p.level ? static_cast<const int64_t*>(p.level->const_data_ptr()) : nullptr;
-  p.problem.num_rois = a.rois.size(0);
-  p.problem.channels = a.features[0].size(1);
-  p.problem.settings = a.settings();
-  check_ranges(p.problem.rois, p.problem.level, p.problem.num_rois, a.features[0].size(0), a.features.size());
-  return p;
-}
-
 template <class F, class T>
 Tensor pool(const Arguments& a) {
-  const Prepared<F, T> p = prepare<F, T>(a);
+  const Call<F, T> call(a);
+  const int64_t channels = call.channels;
   Tensor output = a.new_output();
-  const OutputStrides strides{output.stride(0), output.stride(1), output.stride(2), output.stride(3)};
-  F* data = static_cast<F*>(output.mutable_data_ptr());
-  torch::stable::parallel_for(0, p.problem.num_rois, 1, [&](int64_t begin, int64_t end) {
-    forward(p.problem, begin, end, data, strides);
+  F* const data = fresh_data<F>(output);
+  const auto target = [&](int64_t first) {
+    return Pooled<F>{data, channels, first, is_channels_last(a.features[0])};
+  };
+  call.over_rois([&](const Group& g) {
+    call.kernels.pool(call.rois, call.plane(g, call.image_data(g), channels), g.rois, channels, target(0));
+  });
+  call.over_turned_rois([&](const Group& g, int64_t first, int64_t count, const Plane<const F, T>& turned) {
+    call.kernels.pool(call.rois, turned, g.rois, count, target(first));
   });
   return output;
 }
 
-template <class F, class T>
-std::vector<Tensor> feature_gradients(const Arguments& a, const Problem<F, T>& problem, const T* grad) {
-  std::vector<Tensor> sums;
-  std::vector<T*> data;
-  for (const Tensor& feature : a.features) {
-    sums.push_back(a.new_feature_sums(feature));
-    data.push_back(static_cast<T*>(sums.back().mutable_data_ptr()));
+template <class F>
+struct Grad {
+  Tensor tensor;
+  int64_t channels;
+
+  Pooled<const F> from(int64_t first) const {
+    return {static_cast<const F*>(tensor.const_data_ptr()), channels, first, is_channels_last(tensor)};
   }
-  const int64_t blocks = (problem.channels + kChannelBlock - 1) / kChannelBlock;
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    const int64_t last = std::min(problem.channels, end * kChannelBlock);
-    backward_features(problem, grad, begin * kChannelBlock, last, data);
-  });
+};
+
+template <class F, class T>
+std::vector<Tensor> feature_gradients(const Arguments& a, const Call<F, T>& call, const Grad<F>& grad) {
+  const int64_t channels = call.channels;
   std::vector<Tensor> gradients;
-  for (size_t i = 0; i < sums.size(); ++i) gradients.push_back(a.as_feature_gradient(sums[i], a.features[i]));
+  std::vector<F*> levels;
+  for (const Tensor& f : a.features) {
+    gradients.push_back(a.new_feature_gradient(f));
+    levels.push_back(fresh_data<F>(gradients.back()));
+  }
+  const auto data = [&](const Group& g) { return levels[g.level] + call.plane_offset(g); };
+  // Where the gradient can hold the sums themselves, they need no buffer.
+  const auto in_place = [&](const Group& g) {
+    return std::is_same_v<F, T> && is_channels_last(a.features[g.level]);
+  };
+  if constexpr (std::is_same_v<F, T>) {
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (is_channels_last(a.features[i])) torch::stable::zero_(gradients[i]);
+    }
+    call.over_rows(in_place, [&](const Group& g, Rows rows) {
+      const auto sums = call.plane(g, data(g), channels);
+      call.kernels.add_feature_gradients(call.rois, sums, rows, g.rois, channels, grad.from(0));
+    });
+  }
+  const auto in_buffer = [&](const Group& g) { return !in_place(g); };
+  call.over_slabs(in_buffer, [&](const Group& g, int64_t first, int64_t count, T* buffer) {
+    const int64_t pixels = call.pixels(g.level);
+    std::fill_n(buffer, pixels * count, T(0));
+    const auto sums = call.plane(g, buffer, count);
+    call.kernels.add_feature_gradients(call.rois, sums, {0, sums.height}, g.rois, count, grad.from(first));
+    if (is_channels_last(a.features[g.level])) {
+      call.kernels.to_rows(buffer, count, pixels, data(g) + first, channels);
+    } else {
+      call.kernels.to_channels_first(buffer, count, pixels, data(g) + first * pixels, pixels);
+    }
+  });
   return gradients;
 }
 
 template <class F, class T>
-Tensor mask_gradient(const Arguments& a, const Problem<F, T>& problem, const T* grad) {
+Tensor mask_gradient(const Arguments& a, const Call<F, T>& call, const Grad<F>& grad) {
   Tensor gradient = torch::stable::empty(a.prob->sizes(), a.sum_type());
+  torch::stable::zero_(gradient);
   T* data = static_cast<T*>(gradient.mutable_data_ptr());
-  torch::stable::parallel_for(0, problem.num_rois, 1, [&](int64_t begin, int64_t end) {
-    backward_masks(problem, grad, begin, end, data);
+  call.over_rois([&](const Group& g) {
+    const auto plane = call.plane(g, call.image_data(g), call.channels);
+    call.kernels.add_mask_gradients(call.rois, plane, g.rois, call.channels, grad.from(0), data);
+  });
+  call.over_turned_rois([&](const Group& g, int64_t first, int64_t count, const Plane<const F, T>& turned) {
+    call.kernels.add_mask_gradients(call.rois, turned, g.rois, count, grad.from(first), data);
   });
   return torch::stable::to(gradient, a.prob->scalar_type());
 }
 
 template <class F, class T>
 Gradients differentiate(const Arguments& a, const Tensor& grad, bool need_f, bool need_p) {
-  const Prepared<F, T> p = prepare<F, T>(a);
-  const Tensor dense = torch::stable::contiguous(torch::stable::to(grad, a.sum_type()), MemoryFormat::ChannelsLast);
-  const T* data = static_cast<const T*>(dense.const_data_ptr());
-  return {need_f ? feature_gradients(a, p.problem, data) : a.no_feature_gradients(),
-          need_p && a.prob ? mask_gradient(a, p.problem, data) : a.no_gradient()};
+  const Call<F, T> call(a);
+  const Grad<F> rows{dense(torch::stable::to(grad, a.features[0].scalar_type())), call.channels};
+  return {need_f ? feature_gradients(a, call, rows) : a.no_feature_gradients(),
+          need_p && a.prob ? mask_gradient(a, call, rows) : a.no_gradient()};
 }
 
 Tensor sa_roi_align(std::vector<Tensor> features, Tensor rois, std::optional<Tensor> prob,
