@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: every width of channels, layout, type and instruction set gives the reference's numbers."""
+"""The compiled CPU kernels: any channels, layout, type and instruction set give the reference's numbers."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def pyramid(channels, layouts, dtype):
 
 
 def rois(dtype=torch.float32):
-    """[43, 5]: on both images, of all sizes, awkward ones among them; the seconds of every pair go to level 1."""
+    """[43, 5]: on both images, of all sizes, awkward ones among them."""
     return torch.cat([boxes_inside(32, 2, 132, 188, dtype=dtype), awkward_boxes(132, 188, dtype=dtype)])
 
 
