@@ -189,6 +189,20 @@ def report(
 
 
 @app.command()
+def bench(
+    what: Annotated[Literal["ops"], typer.Argument(help="ops: Shape-aware RoIAlign against torchvision.")],
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
+    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; repeatable.")] = [1],  # noqa: B006
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of every contender.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="none")] = None,
+) -> None:
+    """Speed as ratios against peers, alternating in one run."""
+    from jobs.bench import bench_ops
+
+    raise typer.Exit(bench_ops(device, threads, repeats, out))
+
+
+@app.command()
 def doctor(
     run_dir: Annotated[Path, typer.Option(help="Where runs will be; its file system is tried.")] = Path(
         "runs"

@@ -34,7 +34,7 @@ def config(tmp_path):
 
 
 def test_the_verbs_are_those_that_scripts_rely_on():
-    verbs = "synth, shard, inspect, run, submit, sync, evaluate, predict, report, doctor, demo"
+    verbs = "synth, shard, inspect, run, submit, sync, evaluate, predict, report, bench, doctor, demo"
     assert ", ".join(VERBS) == verbs
 
 

@@ -1,0 +1,116 @@
+"""What is compared: Shape-aware RoIAlign, its peers, and the inputs that they share."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from ops import multiscale_sa_roi_align, sa_roi_align
+
+CHANNELS, RATIO = 256, 2
+STRIDES = (4, 8, 16, 32)
+SCALES = tuple(1 / stride for stride in STRIDES)
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One set: a pyramid in both layouts, boxes of one level and of all, masks."""
+
+    pyramid: list[Tensor]
+    pyramid_last: list[Tensor]
+    small: Tensor
+    boxes: Tensor
+    masks: Tensor
+    image_size: tuple[int, int]
+
+
+def draw(device: str, seed: int) -> Inputs:
+    """Return random inputs: a CPU's are 512 RoIs on two images, a GPU's 1024 on two larger ones."""
+    g = torch.Generator().manual_seed(seed)
+    height, width, count = (800, 1344, 1024) if device == "cuda" else (800, 1216, 512)
+    maps = [
+        torch.randn(2, CHANNELS, height // stride, width // stride, generator=g).to(device)
+        for stride in STRIDES
+    ]
+    small = draw_boxes(g, count, height, width, 24, 112)
+    boxes = draw_boxes(g, count, height, width, 24, 640)
+    masks = torch.rand(count, 28, 28, generator=g)
+    last = [m.contiguous(memory_format=NHWC) for m in maps]
+    return Inputs(maps, last, small.to(device), boxes.to(device), masks.to(device), (height, width))
+
+
+def draw_boxes(g: torch.Generator, count: int, height: int, width: int, low: int, high: int) -> Tensor:
+    """Return boxes [count, 5], batch index in order, log-uniform sides from low to high, aspect 1/2 to 2."""
+    side = low * (high / low) ** torch.rand(count, generator=g)
+    aspect = 2 ** (2 * torch.rand(count, generator=g) - 1)
+    w, h = (side * aspect.sqrt()).clamp(max=width), (side / aspect.sqrt()).clamp(max=height)
+    x, y = torch.rand(count, generator=g) * (width - w), torch.rand(count, generator=g) * (height - h)
+    image = torch.arange(count) * 2 // count
+    return torch.stack([image, x, y, x + w, y + h], 1)
+
+
+def composition(feature: Tensor, boxes: Tensor, masks: Tensor, size: int) -> Tensor:
+    """Return Shape-aware RoIAlign as a user of PyTorch would write it."""
+    fine = size * RATIO
+    pooled = roi_align(feature, boxes, fine, SCALES[0], sampling_ratio=1, aligned=True)
+    resized = interpolate(masks[:, None], (fine, fine), mode="bilinear", align_corners=False)
+    return avg_pool2d(pooled * resized, RATIO)
+
+
+def ours(feature: Tensor, boxes: Tensor, masks: Tensor | None, size: int) -> Tensor:
+    """Return Shape-aware RoIAlign on one level."""
+    return sa_roi_align(feature, boxes, masks, size, SCALES[0], RATIO, aligned=True)
+
+
+def torchvisions(feature: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return torchvision's RoIAlign on one level: no mask."""
+    return roi_align(feature, boxes, size, SCALES[0], RATIO, aligned=True)
+
+
+def our_pyramid(maps: list[Tensor], boxes: Tensor, masks: Tensor | None, size: int) -> Tensor:
+    """Return Shape-aware RoIAlign on all levels, one call."""
+    return multiscale_sa_roi_align(maps, boxes, masks, size, SCALES, sampling_ratio=RATIO)
+
+
+def torchvisions_pyramid(
+    maps: list[Tensor], boxes: Tensor, size: int, images: list[tuple[int, int]]
+) -> Tensor:
+    """Return torchvision's pooling of a pyramid: no mask, boxes as it wants them."""
+    names = [str(i) for i in range(len(maps))]
+    pool = MultiScaleRoIAlign(names, size, RATIO)
+    per_image = list(boxes[:, 1:].split(len(boxes) // 2))
+    return pool(dict(zip(names, maps, strict=True)), per_image, images)
+
+
+def check(x: Inputs) -> None:
+    """Refuse to time what does not give the same numbers, compared in double precision."""
+    maps, last = [m.double() for m in x.pyramid], [m.double() for m in x.pyramid_last]
+    small, boxes, masks = x.small.double(), x.boxes.double(), x.masks.double()
+    pairs = {
+        "composition": (ours(last[0], small, masks, 7), composition(maps[0], small, masks, 7)),
+        "roi_align": (ours(maps[0], small, None, 7), torchvisions(maps[0], small, 7)),
+        "MultiScaleRoIAlign": (
+            our_pyramid(last, boxes, None, 7),
+            torchvisions_pyramid(maps, boxes, 7, [x.image_size] * 2),
+        ),
+    }
+    for name, (one, other) in pairs.items():
+        error = ((one - other).norm() / other.norm()).item()
+        if not error < 1e-12:
+            raise SystemExit(f"bench ops: ours and {name} differ by {error:.1e} of the norm")
+
+
+def touched_bytes(maps: list[Tensor], boxes: Tensor) -> int:
+    """Return the bytes of the pixels that pooling reads: those that get a gradient."""
+    probes = [torch.zeros_like(m[:, :1]).requires_grad_() for m in maps]
+    scales, levels = (
+        SCALES[: len(maps)],
+        None if len(maps) > 1 else torch.zeros(len(boxes), dtype=torch.int64),
+    )
+    levels = None if levels is None else levels.to(boxes.device)
+    pooled = multiscale_sa_roi_align(probes, boxes, None, 7, scales, levels, sampling_ratio=RATIO)
+    grads = torch.autograd.grad(pooled.sum(), probes)
+    return sum(int((g != 0).sum()) for g in grads) * CHANNELS * maps[0].element_size()
