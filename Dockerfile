@@ -1,8 +1,8 @@
 # mrrcnn for CPU and GPU: PyPI's torch brings its own CUDA libraries and also runs without a GPU.
 #
 #   docker build -t mrrcnn .
-#   docker run --rm --shm-size=4g -v $PWD/runs:/runs mrrcnn demo --run-dir /runs/demo
-#   docker run --rm --shm-size=4g --gpus all -v /nfs:/nfs mrrcnn run /nfs/config.yaml --run-dir /nfs/run
+#   docker run --rm --shm-size=4g -v $PWD/runs:/runs -w /runs mrrcnn demo --run-dir demo
+#   docker run --rm --shm-size=4g --gpus all -v /nfs:/nfs -w /nfs mrrcnn run config.yaml --run-dir run
 #
 # For the operator's CUDA kernels, build on an image with nvcc of the CUDA version that torch was built
 # for (mrrcnn doctor shows it): docker build --build-arg BASE=nvidia/cuda:...-devel-ubuntu24.04 .
@@ -25,7 +25,7 @@ COPY shards shards
 COPY pipeline pipeline
 COPY jobs jobs
 # The build needs the torch that it will run with, hence no isolation; architectures: Ampere, Hopper.
-ARG TORCH_CUDA_ARCH_LIST="8.0;9.0"
+ARG TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"
 RUN pip install -c constraints.txt torch setuptools wheel ninja \
  && pip install -c constraints.txt --no-build-isolation -e . \
  && mrrcnn doctor --run-dir /tmp

@@ -35,13 +35,35 @@ def check_unowned(ledger: Ledger, folders: dict[str, Path]) -> None:
             )
 
 
-def check_workers(config: Config, workers: int) -> None:
-    """Raise BadInput if the workers cannot share every stage's batch evenly; names the numbers that can."""
-    if config.train.baseline.iters == 0 and config.model.weights is None:
+def check_weights(config: Config) -> None:
+    """Raise an error if there is nothing to start from; what the file holds, the baseline stage says."""
+    path = config.model.weights
+    if path is None:
+        return _check_from_scratch(config)
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); correct model.weights") from None
+
+
+def _check_from_scratch(config: Config) -> None:
+    if config.train.baseline.iters == 0:
         raise ConfigError(
             "train.baseline.iters=0 takes the baseline from model.weights, which is not set; "
             "set it to a Mask R-CNN checkpoint, or train.baseline.iters above 0"
         )
+    if config.model.norm == "frozen_bn":
+        raise ConfigError(
+            "model.norm=frozen_bn keeps the norms of a pretrained trunk, but model.weights is not set; "
+            "set it to ImageNet or Mask R-CNN weights, or train from scratch with model.norm=group"
+        )
+
+
+def check_workers(config: Config, workers: int, launcher: str) -> None:
+    """Raise BadInput if the workers cannot share every stage's batch evenly; names the numbers that can."""
+    if launcher == "local" and workers != 1:
+        raise BadInput(f"--workers {workers}: --launcher local has one; use torchrun or ray for more")
     from shards.batches import legal_world_sizes
 
     schedules = {"train.baseline": config.train.baseline, "train.refine": config.train.refine}
@@ -69,6 +91,12 @@ def check_splits(train: Path, val: Path) -> None:
             f"{val}: has no annotations to measure AP with; give data.val an annotated set, "
             "and image lists to `mrrcnn evaluate`"
         )
+    for directory, dataset in ((train, learned), (val, held_out)):
+        if not dataset.description["instances"]:
+            raise BadInput(
+                f"{directory}: holds {len(dataset)} images without a single annotation; "
+                "see what report.json there says was left out, and mend it"
+            )
     ours = {item["id"]: item["name"] for item in learned.categories}
     if not any(item["id"] in ours for item in held_out.categories):
         raise BadInput(f"{val}: has no category id of {train}; give data.val the categories of data.train")

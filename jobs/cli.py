@@ -56,7 +56,11 @@ def synth(
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
 ) -> None:
     """Write a synthetic COCO data set of instances that huddle together."""
+    from shards.errors import BadInput
     from shards.synth import write_synthetic
+
+    if out.is_dir() and any(out.iterdir()):
+        raise BadInput(f"{out}: is not empty, and two data sets would mix; choose another folder or empty it")
 
     made = write_synthetic(out, images, seed, huddle=huddle, size=size)
     for split, coco in made.items():
@@ -154,7 +158,7 @@ def evaluate(
     launcher: LauncherOption = "local",
     address: Address = None,
 ) -> None:
-    """Box, mask and huddled AP of a weights file; `--set test.KEY=VALUE` overrides its settings."""
+    """Box, mask and huddled AP of a weights file; `--set test.KEY=VALUE` sets how it detects."""
     from jobs.verbs import evaluate_checkpoint
 
     evaluate_checkpoint(checkpoint, shards, out, set_, workers, launcher, address)
@@ -165,12 +169,14 @@ def predict(
     checkpoint: Checkpoint,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     out: Out,
-    score: Annotated[float, typer.Option(help="Least score that the pictures show.")] = 0.5,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Least score that the pictures show.")] = 0.5,
+    set_: Set = None,
 ) -> None:
-    """Detect on image files: results.json and a picture of each."""
+    """Detect on image files: results.json and a picture of each; `--set test.KEY=VALUE` as in evaluate."""
+    from jobs.verbs import test_settings
     from pipeline.predict import predict as detect
 
-    results = detect(checkpoint, images, out, score=score)
+    results = detect(checkpoint, images, out, score=score, test=test_settings(set_ or []))
     print(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
 
 
@@ -179,7 +185,10 @@ def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories to compare.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to write to.", show_default="report/ of the first run directory"),
+        typer.Option(
+            help="Folder to write to.",
+            show_default="RUN_DIR/report; of several ./comparison",
+        ),
     ] = None,
 ) -> None:
     """Tables, figures and pictures of runs: Markdown, PNG, one self-contained HTML."""
@@ -235,7 +244,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=arguments, prog_name="mrrcnn", standalone_mode=False)
     except typer.TyperException as error:
-        _fail(2, f"{error.format_message()} (see mrrcnn --help)")
+        # Without any argument the message is the help itself.
+        message = error.format_message()
+        if not arguments and len(sys.argv) < 2:
+            print(message)
+            sys.exit(2)
+        _fail(2, f"{message} (see mrrcnn --help)")
     except (ValueError, RuntimeError) as error:
         code = _exit_code(error)
         if code is None:

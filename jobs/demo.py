@@ -26,11 +26,14 @@ def run_demo(
         settings.append(f"data.{split}.images={path}/data/{split}2017")
         settings.append(f"data.{split}.annotations={path}/data/annotations/instances_{split}2017.json")
     config = load_config(CONFIG, [*settings, *(overrides or [])])
+    from jobs.checks import check_workers
     from jobs.stages import run_pipeline
     from jobs.summary import show_summary
 
+    workers = default_workers(workers, launcher, 2, most=2)
+    check_workers(config, workers, launcher)
     make_data(path)
-    run_pipeline(config, path, default_workers(workers, launcher, 2, most=2), launcher)
+    run_pipeline(config, path, workers, launcher)
     show_summary(path)
 
 

@@ -7,6 +7,7 @@ from configs.schema import CocoSource, Config
 from jobs.ledger import Ledger, Values, changed_keys
 from shards.errors import BadInput
 from shards.files import sha256_of
+from shards.source_images import first_changed
 
 # In the order they run; each with the stages whose outputs it reads.
 NEEDS = {
@@ -31,7 +32,7 @@ def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:
     }
     trained = _under(keys, "seed", "model.", "train.precision", "train.hflip", "train.aspect_window")
     if stage == "shard":
-        files = {"data.train": source_hash(config.data.train), "data.val": source_hash(config.data.val)}
+        files = {f"data.{split}": _split_hash(split, config, ledger) for split in ("train", "val")}
         return {**files, **_under(keys, "data.on_bad", "data.repair", "data.shard_size_mb")}
     if stage == "baseline":
         weights = {"model.weights": file_hash(config.model.weights)}
@@ -114,6 +115,15 @@ def dataset_hash(directory: Path) -> str:
     return ShardDataset(directory, verify=False).hash
 
 
+def _split_hash(split: str, config: Config, ledger: Ledger) -> str | None:
+    source = getattr(config.data, split)
+    gone = isinstance(source, CocoSource) and not Path(source.annotations).exists()
+    if gone and ledger.state("shard") == "done":
+        # Shards need their source no more, and it may be large.
+        return ledger.inputs("shard")[f"data.{split}"]
+    return source_hash(source)
+
+
 def source_hash(source: str | CocoSource) -> str:
     """Return what identifies a data source: the shards' hash, or that of the annotation file."""
     return dataset_hash(Path(source)) if isinstance(source, str) else file_hash(source.annotations)
@@ -134,11 +144,26 @@ def file_hash(path: str | None) -> str | None:
 def _check_outputs(run_dir: Path, config: Config, ledger: Ledger, stage: str) -> None:
     if stage == "shard" and stage_outputs(run_dir, config, stage) != ledger.outputs(stage):
         raise BadInput(f"{run_dir}: the shards are not those that were trained on; give --redo shard")
+    if stage == "shard":
+        _check_source_images(run_dir, config)
     for name, path in output_files(run_dir, stage).items():
         if not path.exists() or sha256_of(path) != ledger.outputs(stage).get(name):
             wrong = "has changed" if path.exists() else "is gone"
             raise BadInput(
                 f"{path}: {wrong} since stage {stage} wrote it; put it back or give --redo {stage}"
+            )
+
+
+def _check_source_images(run_dir: Path, config: Config) -> None:
+    for split in ("train", "val"):
+        source = getattr(config.data, split)
+        if not isinstance(source, CocoSource):
+            continue
+        changed = first_changed(shards_of(run_dir, config, split), Path(source.images))
+        if changed is not None:
+            raise BadInput(
+                f"{Path(source.images, changed)}: is not the image that {run_dir} was sharded from; "
+                f"set data.{split}.images back, choose another --run-dir, or give --redo shard"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from configs.load import dump_config
 from configs.schema import CocoSource, Config
-from jobs.checks import check_splits, check_unowned, check_workers, local_path
+from jobs.checks import check_splits, check_unowned, check_weights, check_workers, local_path
 from jobs.console import say
 from jobs.inputs import shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
@@ -16,6 +16,7 @@ from jobs.ledger import Ledger, hash_of
 from jobs.summary import show_findings
 from jobs.track import note_results, tracking
 from pipeline.lease import acquire
+from pipeline.tracking.uri import redact
 from shards.files import write_atomic
 
 # Each evaluated network, and the stage whose weights it has.
@@ -52,17 +53,19 @@ def run_pipeline(
         JobFailed: the workers failed.
     """
     path = local_path(run_dir)
-    check_workers(config, workers)
+    check_workers(config, workers, launcher)
+    check_weights(config)
     with acquire(path) as lease:
         ledger = Ledger.load(path)
-        check_unowned(ledger, {stage: _folder(path, stage) for stage in STAGES})
+        # A report can be written at any time, by `mrrcnn report` too: nothing is lost with one.
+        check_unowned(ledger, {stage: _folder(path, stage) for stage in STAGES if stage != "report"})
         if ledger.recovered:
             say(ledger.recovered)
         again = stages_to_redo(config, path, ledger, redo)
         ledger.forget(again)
         for stage in again:
             discard(path, stage)
-        write_atomic(path / "config.yaml", dump_config(config).encode())
+        write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
         with tracking(config, path, ledger, lease.attempt) as tracker:
             run = Run(config, path, lease.attempt, workers, launcher, address, ledger, tracker)
             for stage, work in STAGES.items():
@@ -175,7 +178,8 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
 def _train(run: Run, stage: str, init_weights: Path | None) -> None:
     from jobs.worker import train_stage
 
-    config = run.config.model_dump(mode="json")
+    # Workers track nothing, and what they are told may be shown by Ray.
+    config = run.config.model_dump(mode="json", exclude={"tracking"})
     if run.config.model.weights is not None:
         # Workers stand in another directory than the command did.
         config["model"]["weights"] = str(Path(run.config.model.weights).resolve())

@@ -1,6 +1,6 @@
 """What the short verbs of the command do, from parsed arguments to printed result."""
 
-import shutil
+import tempfile
 from pathlib import Path
 
 from configs.load import ConfigError, apply_override, load_config, parse_config
@@ -37,7 +37,7 @@ def submit_config(
     from jobs.submit import submit
 
     local_path(run_dir)
-    check_workers(settings, workers)
+    check_workers(settings, workers, "ray")
     return submit(settings, run_dir, workers, address, redo)
 
 
@@ -53,40 +53,41 @@ def evaluate_checkpoint(
     """Detect with a weights file on shards, score, and show the AP."""
     from jobs.summary import show_metrics
     from pipeline.network.weights import load_weights
+    from shards.read import ShardDataset
 
-    _, meta = load_weights(checkpoint)
-    test = test_settings(meta["test"], overrides or [], checkpoint)
+    load_weights(checkpoint)
+    ShardDataset(shards, verify=False)
+    test = test_settings(overrides or [])
     from jobs.launch import launch
     from jobs.worker import detect_parts
     from pipeline.evaluate import score
 
-    parts = out / "parts"
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    payload = {
-        "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts.resolve())}],
-        "shards": str(shards.resolve()),
-        "test": test.model_dump(mode="json"),
-    }
-    scratch = out / ".jobs"
-    launch(detect_parts, payload, scratch, default_workers(workers, launcher, 1), launcher, address)
-    metrics = score(shards, parts, out)
-    shutil.rmtree(parts)
-    shutil.rmtree(scratch)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=out.resolve()) as scratch:
+        parts = Path(scratch, "parts")
+        parts.mkdir()
+        payload = {
+            "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts)}],
+            "shards": str(shards.resolve()),
+            "test": test.model_dump(mode="json"),
+        }
+        workers = default_workers(workers, launcher, 1)
+        launch(detect_parts, payload, Path(scratch, "jobs"), workers, launcher, address)
+        metrics = score(shards, parts, out)
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
 
 
-def test_settings(stored: dict, overrides: list[str], checkpoint: Path) -> Test:
-    """Return a weights file's inference settings with `test.KEY=VALUE` overrides applied."""
+def test_settings(overrides: list[str]) -> Test:
+    """Return the default inference settings with `test.KEY=VALUE` overrides applied."""
     # Through the whole schema, for its explanations of what is wrong.
-    tree = {"data": {"train": "-", "val": "-"}, "test": dict(stored)}
+    tree = {"data": {"train": "-", "val": "-"}}
     for override in overrides:
         if not override.startswith("test.") or "=" not in override:
             raise ConfigError(f"--set {override}: only test.KEY=VALUE can change for finished weights")
         apply_override(tree, override)
-    return parse_config(tree, str(checkpoint)).test
+    return parse_config(tree, "--set").test
 
 
 def inspect_directory(directory: Path, out: Path | None) -> None:
@@ -107,7 +108,7 @@ def report_runs(run_dirs: list[Path], out: Path | None) -> None:
             raise BadInput(f"{run_dir}: is no run directory (it holds no ledger.json)")
     from pipeline.report.document import write_report
 
-    out = out or run_dirs[0] / "report"
+    out = out or (run_dirs[0] / "report" if len(run_dirs) == 1 else Path("comparison"))
     write_report(run_dirs, out)
     say(f"report: {out.resolve() / 'report.html'}")
 

@@ -42,15 +42,15 @@ def load_model(
 
     Args:
         path: a safetensors file written by this project; nothing else is needed.
-        score_threshold: overrides the file's `test.score`.
-        detections_per_image: overrides the file's `test.topk`.
-        test: overrides all inference settings of the file.
+        score_threshold: overrides `test.score`.
+        detections_per_image: overrides `test.topk`.
+        test: inference settings; by default those of `configs.schema.Test`. A weights file has none.
 
     Raises:
         BadInput: the file cannot be read, is not one of ours, or does not hold what it says.
     """
     tensors, meta = load_weights(path)
-    test = test or Test(**meta["test"])
+    test = test or Test()
     changes = {"score": score_threshold, "topk": detections_per_image}
     test = Test(**{**test.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
     refine = None if meta["refine"] is None else Refine(**meta["refine"])

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from configs.schema import Test
 from pipeline.report.overlay import draw_instances, to_pil
 from pipeline.scoring.coco_results import Result, coco_results
 from shards.check_image import MAX_PIXELS
@@ -26,7 +27,7 @@ def predict(
     images: list[str | Path],
     out: str | Path,
     score: float = 0.5,
-    limit: int | None = None,
+    test: Test | None = None,
 ) -> list[Result]:
     """Return the COCO results of image files, each with its `file_name`; writes them and the pictures.
 
@@ -39,7 +40,7 @@ def predict(
         images: image files; `image_id` is the place in this list.
         out: a directory; made if absent.
         score: what the pictures show; results.json has everything from the model's own threshold up.
-        limit: at most so many detections an image, instead of the weights file's own number.
+        test: inference settings; by default those of `configs.schema.Test`.
 
     Raises:
         BadInput: no image, or one that is missing, broken or too large; checked before the model runs.
@@ -50,7 +51,7 @@ def predict(
         raise BadInput("predict: no image given; name one or more image files")
     for path in images:
         check_readable(Path(path))
-    model = load_model(checkpoint, detections_per_image=limit)
+    model = load_model(checkpoint, test=test)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return predict_images(model.to(device), images, Path(out), score, device)
 

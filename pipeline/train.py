@@ -132,7 +132,6 @@ def weights_meta(config: Config, stage: str, dataset: ShardDataset) -> dict[str,
         "model": config.model.model_dump(mode="json", exclude={"weights"}),
         "sara": config.sara.model_dump(mode="json"),
         "refine": config.refine.model_dump(mode="json") if stage == "refine" else None,
-        "test": config.test.model_dump(mode="json"),
         "categories": [{"id": item["id"], "name": item["name"]} for item in dataset.categories],
         "source": {"name": "mrrcnn", "stage": stage, "dataset": dataset.hash},
     }

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.findings import Finding
 from shards.source import ImageRow
@@ -93,6 +93,9 @@ def _content_fault(content: bytes, row: ImageRow) -> tuple[str, str, str] | None
     # Pillow raises SyntaxError for broken PNG chunks and its own bomb error before we can measure.
     except Image.DecompressionBombError:
         return "image_pixels", f"decodes to more than {MAX_PIXELS} pixels", "scale it down"
+    except UnidentifiedImageError:
+        what = "is no JPEG or PNG, whatever its name" if content else "is empty"
+        return "image_truncated", what, remedy
     except (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error) as error:
         return "image_truncated", f"cannot be decoded ({error})", remedy
     return None

@@ -36,10 +36,17 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None) -> dict
     """
     dataset = ShardDataset(directory)
     damaged = list(_damaged_shards(dataset))
+    missing = {
+        number
+        for number, shard in enumerate(dataset.description["shards"])
+        if not (dataset.directory / shard["name"]).is_file()
+    }
     counts: Counter = Counter()
     categories = Counter({category["id"]: 0 for category in dataset.categories})
     whole = []
     for place in range(len(dataset)):
+        if dataset.entries.image(place).shard in missing:
+            continue
         try:
             dataset.image_bytes(place)
             annotations = dataset.annotations(place)["annotations"]

@@ -10,9 +10,10 @@ from shards.check_image import leads_out
 from shards.errors import BadInput
 from shards.files import encode_json, only_writer, write_atomic
 from shards.findings import refuse_errors, report_of
-from shards.index import DESCRIPTION, FORMAT
+from shards.index import DESCRIPTION, FORMAT, index_name
 from shards.pool import map_ordered
 from shards.source import Source, read_source
+from shards.source_images import note_images
 from shards.tars import plan_shards, write_shard
 from shards.validate import Record, validate
 
@@ -116,13 +117,20 @@ def _begun(out: Path, identity: dict) -> dict | None:
     if (out / DESCRIPTION).is_file():
         description = _json_of(out / DESCRIPTION)
         if description.get("source") == identity:
-            return description
+            return description if _is_whole(out, description) else None
     elif not (out / PROGRESS).is_file() or _json_of(out / PROGRESS) == identity:
         return None
     raise BadInput(
         f"{out}: holds shards of another source or other options; choose another --out or delete it "
         "(in a run directory: --redo shard)"
     )
+
+
+def _is_whole(out: Path, description: dict) -> bool:
+    """Whether every shard is there in its full length; `inspect` reads every byte."""
+    tars = {out / shard["name"]: shard["bytes"] for shard in description["shards"]}
+    sizes = {path: path.stat().st_size for path in tars if path.is_file()}
+    return sizes == tars and all((out / index_name(path.name)).is_file() for path in tars)
 
 
 def _json_of(path: Path) -> dict:
@@ -165,6 +173,7 @@ def _write_all(
         "hash": _hash(records, source.categories),
         "source": identity,
     }
+    note_images(out, ((record.file_name, record.image.size) for record in records))
     write_atomic(out / DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
     (out / PROGRESS).unlink()
     return description

@@ -17,7 +17,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from configs.load import load_config
 from pipeline.tracking.delivery import PIPELINE, Delivery
 from pipeline.tracking.outbox import append_event
 from pipeline.tracking.uri import redact, resolve_uri
@@ -244,14 +243,12 @@ def _begin_state(run_dir: Path, earlier: dict[str, Any], uri: str, experiment: s
 
 
 def _same_uri(run_dir: Path, shown: str) -> str:
-    # The password is kept in no file of ours but the user's own config.
+    # The password is kept in no file of ours.
     if "***" not in shown:
         return shown
-    config = run_dir / "config.yaml"
-    configured = load_config(config).tracking.uri if config.exists() else None
-    for uri in (configured, os.environ.get("MLFLOW_TRACKING_URI")):
-        if uri and redact(uri) == shown:
-            return uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and redact(uri) == shown:
+        return uri
     raise BadInput(f"{run_dir}: reports to {shown}; set MLFLOW_TRACKING_URI to it, with the password")
 
 

@@ -29,6 +29,7 @@ def config(tmp_path):
     path.write_text(
         f"data:\n  train: {{images: {tmp_path}, annotations: {tmp_path}/train.json}}\n"
         f"  val: {{images: {tmp_path}, annotations: {tmp_path}/val.json}}\n"
+        "model:\n  norm: group\n"
     )
     return path
 
@@ -150,3 +151,16 @@ def test_damaged_shards_are_listed_and_fail_the_inspection(capsys, tmp_path):
     code, printed, said = command(capsys, "inspect", out)
     assert code == 2 and "damaged" in said
     assert f"{shard.name}, sample 0000000000" in printed
+
+
+def test_synth_mixes_no_two_data_sets(capsys, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    code, _, err = command(capsys, "synth", str(tmp_path), "--images", "1")
+    assert code == 2 and "is not empty" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_without_arguments_the_help_is_readable(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mrrcnn"])
+    code, out, _ = command(capsys)
+    assert code == 2 and out.count("\n") > 10

@@ -45,6 +45,7 @@ class Bench:
                 split: {"images": str(folder), "annotations": str(folder / f"{split}.json")}
                 for split in ("train", "val")
             },
+            "model": {"norm": "group"},
             "train": {"baseline": {"batch": 4}, "refine": {"batch": 8}},
         }
         monkeypatch.setattr(jobs.stages, "STAGES", {stage: self.stage(stage) for stage in ALL})
@@ -271,3 +272,54 @@ def test_the_resolved_config_is_kept_with_the_run(bench):
     bench.run()
     text = (bench.run_dir / "config.yaml").read_text()
     assert "keep_checkpoints: 3" in text and "alpha: 1.0" in text
+
+
+def test_a_report_written_in_between_does_not_stop_a_run(bench):
+    bench.broken["refine"] = RuntimeError("killed")
+    with pytest.raises(RuntimeError):
+        bench.run()
+    bench.write("report/report.md", "of what there is")
+    del bench.broken["refine"]
+    assert bench.run() == ["refine", "control", "evaluate", "report"]
+
+
+def test_other_images_under_the_same_list_are_named(bench, tmp_path):
+    bench.run()
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    for split in ("train", "val"):
+        bench.write(f"shards/{split}/source_images.json", json.dumps([["a.jpg", 5]]))
+    assert bench.run() == []
+    (tmp_path / "a.jpg").write_bytes(b"1234567")
+    with pytest.raises(BadInput, match=r"a\.jpg: is not the image that .* --redo shard"):
+        bench.run()
+
+
+def test_a_source_may_be_deleted_once_it_is_sharded(bench, tmp_path):
+    bench.run()
+    (tmp_path / "train.json").unlink()
+    assert bench.run() == []
+    with pytest.raises(BadInput, match=r"train\.json: cannot be read"):
+        bench.run(redo="shard")
+
+
+def test_a_password_is_not_kept_with_the_run(bench):
+    bench.run(tracking__uri="http://me:secret@host")
+    assert not [path for path in bench.run_dir.rglob("*") if path.is_file() and "secret" in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__norm": "frozen_bn"}, "model.norm=group"),
+        ({"model__weights": "nowhere.pth"}, "nowhere.pth: cannot be read"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_anything_runs(bench, changes, said):
+    with pytest.raises((BadInput, ConfigError), match=said):
+        bench.run(**changes)
+    assert bench.did == [] and not bench.run_dir.exists()
+
+
+def test_one_process_has_one_worker(bench):
+    with pytest.raises(BadInput, match="--launcher local has one"):
+        run_pipeline(parse_config(bench.tree), bench.run_dir, workers=2, launcher="local")

@@ -14,13 +14,12 @@ from jobs.verbs import default_workers, test_settings
 from pipeline.lease import acquire
 
 test_settings.__test__ = False
-STORED = Test(topk=7).model_dump(mode="json")
 AP = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"), 0.25)
 
 
-def test_inference_settings_are_the_files_own_but_for_the_overrides(tmp_path):
-    settings = test_settings(STORED, ["test.alpha=2", "test.score=1e-3", "test.cls=false"], tmp_path)
-    assert settings == Test(topk=7, alpha=2.0, score=1e-3, cls=False)
+def test_inference_settings_are_the_defaults_but_for_the_overrides():
+    settings = test_settings(["test.alpha=2", "test.score=1e-3", "test.cls=false"])
+    assert settings == Test(alpha=2.0, score=1e-3, cls=False)
 
 
 @pytest.mark.parametrize(
@@ -32,9 +31,9 @@ def test_inference_settings_are_the_files_own_but_for_the_overrides(tmp_path):
         ("test.alpha=-1", "test.alpha"),
     ],
 )
-def test_other_overrides_of_finished_weights_are_refused(tmp_path, override, said):
+def test_other_overrides_of_finished_weights_are_refused(override, said):
     with pytest.raises(ConfigError, match=said):
-        test_settings(STORED, [override], tmp_path)
+        test_settings([override])
 
 
 def test_the_number_of_ranks_follows_the_gpus_unless_asked_otherwise(monkeypatch):

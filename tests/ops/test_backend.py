@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from ops import backend_info
@@ -75,3 +76,10 @@ def test_the_reference_passes_the_operators_tests():
     done = run_python("-m", "pytest", "-q", "-x", "-k", unlike, *files, MRRCNN_REFERENCE="1")
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_where_there_is_a_compiler_the_kernels_are_built():
+    """The build goes on without what fails, so a broken kernel would otherwise pass every test unseen."""
+    if os.environ.get("MRRCNN_REFERENCE", "0") == "0":
+        assert backend_info()["library"], backend_info()["reason"]

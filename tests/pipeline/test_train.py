@@ -85,12 +85,15 @@ def logs(stage):
 def test_a_killed_run_ends_as_if_it_had_not_been(straight, shards, tmp_path):
     process = start(tmp_path, shards, world=2)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "baseline" / "checkpoints").glob("step-*2")) and time.monotonic() < deadline:
+    while not list((tmp_path / "baseline" / "checkpoints").glob("step-*2")):
+        assert time.monotonic() < deadline and process.poll() is None, "no checkpoint to be killed after"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "baseline" / "weights.safetensors").exists()
     stage = run(tmp_path, shards, world=2)
+    # It went on from the checkpoint: beginning again would give the same bytes.
+    assert "resumed from" in (tmp_path / "output").read_text()
     assert sha256_of(stage / "weights.safetensors") == sha256_of(straight / "weights.safetensors")
     assert logs(stage) == logs(straight)
 

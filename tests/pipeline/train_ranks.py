@@ -1,6 +1,7 @@
 """Run by torchrun in test_train.py: trains one stage on every rank, as a launcher would."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pipeline.train import TrainJob, train
 
 
 def main(job_file: str) -> None:
+    logging.basicConfig(level=logging.INFO)
     job = json.loads(Path(job_file).read_text())
     try:
         train(TrainJob(**{**job, "config": parse_config(job["config"])}))

@@ -61,3 +61,11 @@ def test_huddled_begins_at_an_iou_of_three_tenths(shift, expected):
 def test_boxes_without_area_do_not_huddle():
     assert huddled([{"bbox": [3, 3, 0, 0]}, {"bbox": [3, 3, 0, 0]}]).tolist() == [False, False]
     assert huddled([]).tolist() == []
+
+
+def test_a_missing_shard_is_one_line_however_many_samples_it_had(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / "copy")
+    gone = sorted((tmp_path / "copy").glob("*.tar"))[0]
+    gone.unlink()
+    found = inspect_shards(tmp_path / "copy")
+    assert len(found["damaged"]) == 1 and str(gone) in found["damaged"][0]

@@ -14,6 +14,7 @@ import webdataset
 
 from shards.errors import BadInput
 from shards.files import only_writer
+from shards.source_images import first_changed
 from shards.write import write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -209,3 +210,21 @@ def test_arguments_out_of_range_are_refused(case, options):
     with pytest.raises(BadInput):
         case.shard(**options)
     assert not list(case.root.glob("**/*.tar"))
+
+
+def test_a_finished_folder_that_lost_a_shard_is_completed_with_the_same_bytes(synthetic, tmp_path, cut_small):
+    shard(synthetic, tmp_path)
+    before = digests(tmp_path)
+    sorted(tmp_path.glob("*.tar"))[1].unlink()
+    shard(synthetic, tmp_path)
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", ["missing", "longer"])
+def test_images_that_are_no_longer_those_of_the_shards_are_named(case, change):
+    case.shard()
+    assert first_changed(case.out, case.images) is None
+    path = case.images / "a.jpg"
+    path.unlink() if change == "missing" else path.write_bytes(path.read_bytes() + b"x")
+    assert first_changed(case.out, case.images) == "a.jpg"
+    assert first_changed(case.out, case.images / "gone") is None

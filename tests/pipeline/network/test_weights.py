@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_a_weights_file_alone_gives_the_model_back_with_category_ids(saved):
     model, path = saved
-    loaded = load_model(path)
+    loaded = load_model(path, test=model.test)
     assert (
         not loaded.training and loaded.categories == CATEGORIES and loaded.meta["source"]["name"] == "mrrcnn"
     )
