@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -72,7 +73,7 @@ class Sara(Section):
     """Shape-aware RoIAlign: the paper's section 3.1 and the readings of its equation 5."""
 
     aligned: Literal["source"] | bool = "source"
-    sampling_ratio: Positive = 2
+    sampling_ratio: Annotated[int, Field(gt=0, le=4096)] = 2
     delta: Literal[0.5, 0.0] = 0.5
     guidance: Literal["mul", "residual"] = "mul"
 
@@ -90,7 +91,7 @@ class Refine(Section):
 
     use_sara: bool = True
     iou: Fraction = 0.5
-    coder: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    coder: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
     resample: bool = False
     gt: Literal["plain", "zero_delta"] = "plain"
     detach_mask: bool = False
@@ -192,7 +193,7 @@ class Tracking(Section):
 class Config(Section):
     """One run of the whole pipeline."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     data: Data
     model: Model = Model()
     sara: Sara = Sara()

@@ -67,9 +67,7 @@ def check_workers(config: Config, workers: int, launcher: str) -> None:
     from shards.batches import legal_world_sizes
 
     schedules = {"train.baseline": config.train.baseline, "train.refine": config.train.refine}
-    legal = {
-        name: legal_world_sizes(item.batch, item.accumulate) for name, item in schedules.items() if item.iters
-    }
+    legal = {name: legal_world_sizes(item.batch, item.accumulate) for name, item in schedules.items()}
     for name, sizes in legal.items():
         if workers not in sizes:
             every = sorted(set.intersection(*map(set, legal.values())))

@@ -257,7 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(code, str(error))
     except OSError as error:
         if error.filename is None:
-            raise
+            # A full or failing disk does not say which file.
+            _fail(1, f"{error.strerror or error}; make room, then the same command goes on")
         # A place the user named cannot be used; a full or failing disk is nobody's bad usage.
         usage = FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError
         _fail(2 if isinstance(error, usage) else 1, f"{error.filename}: {error.strerror}; use another place")

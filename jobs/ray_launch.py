@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from jobs.environment import RESTARTS, worker_environment
 from jobs.worker import TIMEOUT_S, Task, work
 from shards.errors import BadInput
 
+REACH_S = 10
 # Read when Ray is imported. A start that takes longer has asked for what the cluster no longer has.
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -90,6 +92,7 @@ def connect(address: str | None, workers: int) -> None:
         cores = max(os.cpu_count() or 1, workers)
         ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         return
+    _check_reachable(address)
     try:
         ray.init(address=address, runtime_env=_code_for_cluster(), **quiet)
     except (ConnectionError, ValueError) as error:
@@ -97,6 +100,17 @@ def connect(address: str | None, workers: int) -> None:
         raise BadInput(
             f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
         ) from None
+
+
+def _check_reachable(address: str) -> None:
+    # Ray itself would try for minutes.
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise BadInput(f"--address {address}: nobody answers there ({error}); see `ray start`") from None
 
 
 def _code_for_cluster() -> dict[str, Any] | None:

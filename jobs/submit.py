@@ -78,6 +78,10 @@ def _host() -> str:
 
 def _check_paths(config: Config, run_dir: str) -> None:
     paths = {"--run-dir": run_dir, "model.weights": config.model.weights}
+    told = os.environ.get("MLFLOW_TRACKING_URI")
+    for key, uri in (("tracking.uri", config.tracking.uri), ("MLFLOW_TRACKING_URI", told)):
+        if uri and (uri.startswith("sqlite:") or "://" not in uri):
+            paths[key] = uri.removeprefix("sqlite:///")
     for split in ("train", "val"):
         source = getattr(config.data, split)
         if isinstance(source, str):
@@ -92,11 +96,14 @@ def _check_paths(config: Config, run_dir: str) -> None:
 
 
 def _client(address: str) -> Any:
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    if not address.startswith(("http://", "https://")):
+        raise BadInput(f"--address {address}: is no URL of a job server; give one such as http://HEAD:8265")
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"--address {address}: no Ray job server answers there ({reason})") from None
 

@@ -124,7 +124,7 @@ def _compute_dtype(feature):
 
 def _pixels(feature, dtype):
     """[N, C, H, W] -> [N * H * W, C]: a sample's channels side by side."""
-    return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).to(dtype)
+    return feature.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
 
 
 def _feature_gradient(grad_pixels, feature):

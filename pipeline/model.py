@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
 from torch import nn
 
 from configs.schema import Model, Refine, Sara, Test
 from pipeline.network.maskrcnn import MaskRCNN
 from pipeline.network.mrrcnn import MRRCNN
 from pipeline.network.weights import fill, load_weights
+from shards.errors import BadInput
 
 
 def build_model(
@@ -53,10 +55,13 @@ def load_model(
     test = test or Test()
     changes = {"score": score_threshold, "topk": detections_per_image}
     test = Test(**{**test.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
-    refine = None if meta["refine"] is None else Refine(**meta["refine"])
-    model = build_model(
-        Model(**meta["model"]), len(meta["categories"]) + 1, refine, Sara(**meta["sara"]), test
-    )
+    try:
+        refine = None if meta["refine"] is None else Refine(**meta["refine"])
+        config, sara = Model(**meta["model"]), Sara(**meta["sara"])
+    except (ValidationError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: describes a model that this version does not know ({reason})") from None
+    model = build_model(config, len(meta["categories"]) + 1, refine, sara, test)
     fill(model, tensors, str(path))
     model.categories, model.meta = meta["categories"], meta
     model.category_ids = [c["id"] for c in meta["categories"]]

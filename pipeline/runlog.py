@@ -28,8 +28,8 @@ class RunLog:
         """Append the mean of every loss term over the steps since the last line."""
         if self.rank:
             return
-        steps, seconds = window["steps"], window["seconds"]
-        terms = {name: value / steps for name, value in window.items() if name not in ("steps", "seconds")}
+        clock = {name: window[name] for name in ("steps", "timed", "seconds")}
+        terms = {name: value / clock["steps"] for name, value in window.items() if name not in clock}
         samples = step * schedule.batch
         line = {
             "step": step,
@@ -38,7 +38,8 @@ class RunLog:
             "lr": lr,
             "loss": terms.pop("total"),
             **terms,
-            "images_per_s": schedule.batch * steps / seconds if seconds else None,
+            # Of the steps of this attempt: those before a resume took their time elsewhere.
+            "images_per_s": schedule.batch * clock["timed"] / clock["seconds"] if clock["seconds"] else None,
         }
         _append(self.folder / "metrics.jsonl", [line])
         _say(step, schedule.iters, line)

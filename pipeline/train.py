@@ -90,6 +90,7 @@ def train(job: TrainJob) -> None:
             _add(window, losses, schedule.accumulate)
         window["steps"] += 1
         window["seconds"] += time.monotonic() - began
+        window["timed"] += 1
         done = step + 1
         if config.debug.log_samples:
             check_attempt(job.run_dir, job.attempt)
@@ -206,7 +207,7 @@ def _add(window: dict[str, float], losses: dict[str, Any], accumulate: int) -> N
 
 
 def _empty_window() -> dict[str, float]:
-    return {"steps": 0, "seconds": 0.0}
+    return {"steps": 0, "timed": 0, "seconds": 0.0}
 
 
 def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, dataset: ShardDataset) -> None:
@@ -220,7 +221,7 @@ def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, dat
             "seed": job.config.seed,
             "samples": step * stage_schedule(job.config, job.stage).batch,
             "dataset": dataset.hash,
-            "window": {**window, "seconds": 0.0},
+            "window": {**window, "timed": 0, "seconds": 0.0},
         }
         save_checkpoint(folder / "checkpoints", step, engine.module.state_dict(), momentum, state)
         prune_checkpoints(folder / "checkpoints", job.config.keep_checkpoints)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards.check_image import leads_out
 from shards.errors import BadInput
-from shards.files import encode_json, only_writer, write_atomic
+from shards.files import encode_json, only_writer, sha256_of, write_atomic
 from shards.findings import refuse_errors, report_of
 from shards.index import DESCRIPTION, FORMAT, index_name
 from shards.pool import map_ordered
@@ -127,10 +127,12 @@ def _begun(out: Path, identity: dict) -> dict | None:
 
 
 def _is_whole(out: Path, description: dict) -> bool:
-    """Whether every shard is there in its full length; `inspect` reads every byte."""
-    tars = {out / shard["name"]: shard["bytes"] for shard in description["shards"]}
-    sizes = {path: path.stat().st_size for path in tars if path.is_file()}
-    return sizes == tars and all((out / index_name(path.name)).is_file() for path in tars)
+    """Whether every shard and every index is there to the last byte."""
+    checksums = {}
+    for shard in description["shards"]:
+        checksums[out / shard["name"]] = shard["sha256"]
+        checksums[out / index_name(shard["name"])] = shard["index_sha256"]
+    return all(path.is_file() and sha256_of(path) == checksum for path, checksum in checksums.items())
 
 
 def _json_of(path: Path) -> dict:

@@ -62,11 +62,14 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 def _meta(text: str | None, path: str | Path) -> dict[str, Any]:
     try:
-        return json.loads(text) if text else {}
+        meta = json.loads(text) if text else {}
     except ValueError as error:
         raise BadInput(
             f"{path}: its description is damaged ({error}); give a weights file of a run"
         ) from None
+    if not isinstance(meta, dict):
+        raise BadInput(f"{path}: its description is no JSON object; give a weights file of a run")
+    return meta
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], name: str, may_lack: str | None = None) -> None:

@@ -97,7 +97,8 @@ def _comparison(runs: list[RunData], differences: list[Differences]) -> list[Blo
         refined = run.models["refined"].metrics if "refined" in run.models else None
         gains = [_gain(found.get("control", {}).get(measure)) for measure in ("box AP", "huddled box AP")]
         rows.append([run.name, *(_ap(refined, huddled, kind) for _, huddled, kind in MEASURES), *gains])
-    configs = [flatten(run.config) for run in runs]
+    # Where MLflow is changes no result, and its address may hold a password.
+    configs = [flatten({k: v for k, v in run.config.items() if k != "tracking"}) for run in runs]
     keys = sorted({key for config in configs for key in config})
     differing = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     settings = [[key, *(str(config.get(key, "-")) for config in configs)] for key in differing]

@@ -29,7 +29,7 @@ class Delivery:
     """One run directory's connection to one MLflow; any of its methods may raise whatever MLflow raises."""
 
     def __init__(self, run_dir: Path, uri: str, state: dict[str, Any]):
-        """`state` is the content of RUN/tracking.json: key, uri, experiment, runs, events (bytes done)."""
+        """`state` is RUN/tracking.json: key, uri, experiment, runs, events (bytes done), waiting (files)."""
         self._run_dir, self._uri, self.state = run_dir, uri, state
         self._client: Any = None
         self._experiment = ""
@@ -37,6 +37,8 @@ class Delivery:
         self._marks: dict[str, dict[str, int]] = {}
         self._inputs: dict[str, str] = {}
         self._tails: dict[str, MetricsTail] = {}
+        self._newest: dict[str, str] = {}
+        self._failure: Exception | None = None
         self.delivered = 0
         self._recall()
 
@@ -44,14 +46,19 @@ class Delivery:
         """Deliver all that waits, then return."""
         if self._client is None:
             self._connect()
+        self._failure = None
+        self._deliver_waiting()
+        events = read_events(self._run_dir, self.state["events"])
+        self._newest |= {event["stage"]: event.get("inputs", "") for event, _ in events if _begins(event)}
         try:
-            for event, end in read_events(self._run_dir, self.state["events"]):
+            for event, end in events:
                 self._deliver_event(event)
                 self._note(events=end)
         finally:
-            # An artifact store that is down shall not hold up the curves.
             for stage in list(self._tails):
                 self._deliver_metrics(stage)
+        if self._failure is not None:
+            raise self._failure
 
     def disconnect(self) -> None:
         """Forget the connection and all that MLflow told; the next `deliver` asks again."""
@@ -59,6 +66,8 @@ class Delivery:
 
     def _recall(self) -> None:
         for event, end in read_events(self._run_dir):
+            if _begins(event):
+                self._newest[event["stage"]] = event.get("inputs", "")
             if end <= self.state["events"]:
                 self._follow(event)
 
@@ -83,7 +92,7 @@ class Delivery:
                 "MLflow at %s no longer has run %s; it gets everything anew", self.state["uri"], known
             )
             self._tails, self._inputs = {}, {}
-            self._note(events=0)
+            self._note(events=0, waiting=[])
 
     def _run_of(self, stage: str) -> str:
         if stage not in self._runs:
@@ -117,7 +126,9 @@ class Delivery:
 
     def _deliver_event(self, event: Event) -> None:
         stage = event.get("stage", PIPELINE)
-        if event["kind"] == "finished":
+        # What a stage wrote before it was begun anew from other inputs is gone; the files there are the new.
+        superseded = self._inputs.get(stage, "") != self._newest.get(stage, "") and not _begins(event)
+        if event["kind"] == "finished" and not superseded:
             # The curve first: a run that MLflow shows as finished is complete.
             self._deliver_metrics(stage)
         self._follow(event)
@@ -137,8 +148,10 @@ class Delivery:
                 self._send_params(run_id, event["params"])
             case "dataset":
                 self._send_dataset(run_id, event)
-            case "artifact":
-                self._send_artifact(run_id, Path(event["path"]), event["folder"])
+            case "artifact" if not superseded:
+                artifact = {"run_id": run_id, "path": event["path"], "folder": event["folder"]}
+                if not self._try_artifact(artifact):
+                    self._note(waiting=[*self.state.get("waiting", []), artifact])
 
     def _deliver_metrics(self, stage: str) -> None:
         tail = self._tails.get(stage)
@@ -176,6 +189,20 @@ class Delivery:
         tags = [InputTag("mlflow.data.context", event["context"])]
         self._client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
+    def _try_artifact(self, artifact: dict[str, str]) -> bool:
+        # A store of files that is down shall hold up nothing else.
+        try:
+            self._send_artifact(artifact["run_id"], Path(artifact["path"]), artifact["folder"])
+        except Exception as error:
+            self._failure = error
+            return False
+        return True
+
+    def _deliver_waiting(self) -> None:
+        for artifact in self.state.get("waiting", []):
+            if self._try_artifact(artifact):
+                self._note(waiting=[other for other in self.state["waiting"] if other != artifact])
+
     def _send_artifact(self, run_id: str, path: Path, folder: str) -> None:
         if not path.exists():
             log.warning("%s: is gone and cannot be delivered to MLflow", path)
@@ -191,6 +218,10 @@ class Delivery:
     def _note(self, **changes: Any) -> None:
         self.state.update(changes)
         write_atomic(self._run_dir / "tracking.json", encode_json(self.state))
+
+
+def _begins(event: Event) -> bool:
+    return event["kind"] == "started" and "stage" in event
 
 
 def _new_points(rows: list[dict[str, Any]], marks: dict[str, int]) -> Iterator[tuple[str, float, int]]:

@@ -237,6 +237,7 @@ def _begin_state(run_dir: Path, earlier: dict[str, Any], uri: str, experiment: s
         "experiment": experiment,
         "runs": earlier["runs"] if same else {},
         "events": earlier["events"] if same else 0,
+        "waiting": earlier.get("waiting", []) if same else [],
     }
     write_atomic(run_dir / "tracking.json", encode_json(state))
     return state

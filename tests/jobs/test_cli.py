@@ -1,5 +1,6 @@
 """Exit codes and messages of the command: 0, 2 with one line, 1 with one line; and that help is quick."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def test_bad_usage_and_bad_input_exit_2_with_one_line(capsys, tmp_path, config, 
         (JobFailed("step 3: loss_mask is not finite on images [7]"), 1),
         (LeaseHeld("runs/x: is being run by process 1"), 2),
         (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
     ],
 )
 def test_failures_have_their_exit_code_and_one_line(capsys, monkeypatch, config, error, code):
@@ -116,7 +118,7 @@ def test_failures_have_their_exit_code_and_one_line(capsys, monkeypatch, config,
     ended, _, err = command(capsys, "run", config)
     assert ended == code
     assert err.count("\n") == 1
-    assert str(error) in err
+    assert (getattr(error, "strerror", None) or str(error)) in err
 
 
 def test_a_defect_of_ours_shows_its_traceback(monkeypatch, config):

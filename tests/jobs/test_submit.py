@@ -117,3 +117,17 @@ def test_relative_paths_are_refused_since_the_job_runs_elsewhere(client, key):
 def test_nobody_at_the_address_is_one_line():
     with pytest.raises(BadInput, match=r"http://127\.0\.0\.1:9: no Ray job server"):
         submit(CONFIG, "/nfs/run", 1, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3:8265", "", "head"])
+def test_an_address_that_is_no_url_is_refused(address):
+    with pytest.raises(BadInput, match="is no URL of a job server"):
+        jobs.submit._client(address)
+
+
+def test_a_relative_mlflow_file_is_refused(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(BadInput, match=r"MLFLOW_TRACKING_URI=mlflow\.db: is relative"):
+        jobs.submit._check_paths(CONFIG, "/shared/run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////shared/mlflow.db")
+    jobs.submit._check_paths(CONFIG, "/shared/run")

@@ -40,6 +40,12 @@ def by_operator(maps, boxes, mask, levels, ratio):
     return multiscale_sa_roi_align(maps, boxes, mask, (5, 7), SCALES, levels, sampling_ratio=ratio)
 
 
+def by_operator_aligned(maps, boxes, mask, levels, ratio):
+    return multiscale_sa_roi_align(
+        maps, boxes, mask, (5, 7), SCALES, levels, sampling_ratio=ratio, aligned=True
+    )
+
+
 def by_reference(maps, boxes, mask, levels, ratio):
     return forward(maps, boxes, mask, levels, SCALES, 5, 7, ratio, False, HALF_PIXEL)
 
@@ -80,12 +86,16 @@ def test_layout_changes_no_bit_of_output_and_feature_gradient():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_number_of_threads_changes_no_bit():
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_number_of_threads_changes_no_bit(upside_down):
+    """Also for boxes whose rows go upwards: every row has one owner."""
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         maps = pyramid(100, (NHWC, NCHW), torch.float32)
-        results.append(run(by_operator, maps, rois(), masks(43, 28, 28, dtype=torch.float32), 2))
+        boxes = rois()[:, [0, 3, 4, 1, 2]] if upside_down else rois()
+        pool = by_operator_aligned if upside_down else by_operator
+        results.append(run(pool, maps, boxes, masks(43, 28, 28, dtype=torch.float32), 2))
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

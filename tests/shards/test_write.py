@@ -16,6 +16,7 @@ from shards.errors import BadInput
 from shards.files import only_writer
 from shards.source_images import first_changed
 from shards.write import write_shards
+from tests.shards.coco_case import flip_byte
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,10 +213,12 @@ def test_arguments_out_of_range_are_refused(case, options):
     assert not list(case.root.glob("**/*.tar"))
 
 
-def test_a_finished_folder_that_lost_a_shard_is_completed_with_the_same_bytes(synthetic, tmp_path, cut_small):
+def test_a_finished_folder_that_was_damaged_is_mended_with_the_same_bytes(synthetic, tmp_path, cut_small):
     shard(synthetic, tmp_path)
     before = digests(tmp_path)
-    sorted(tmp_path.glob("*.tar"))[1].unlink()
+    lost, damaged = sorted(tmp_path.glob("*.tar"))[:2]
+    lost.unlink()
+    flip_byte(damaged, 700)
     shard(synthetic, tmp_path)
     assert digests(tmp_path) == before
 

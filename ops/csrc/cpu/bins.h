@@ -64,10 +64,9 @@ template <class T>
 struct Samples {
   AxisBins<T> y, x;
   std::vector<Tap<T>> mask_rows, mask_columns;
-  std::vector<T> masks;  // P at every sample, [rows, columns]; empty without masks
+  const T* mask;  // null without masks
+  int mask_w;
   T per_bin;
-
-  int columns() const { return static_cast<int>(x.places.size()); }
 };
 
 template <class T>
@@ -88,23 +87,12 @@ bool find_samples(const Rois<T>& rois, const Plane<F, T>& plane, int64_t k, Samp
   merge_axis(y, s.pooled_h, plane.height, samples.y);
   merge_axis(x, s.pooled_w, plane.width, samples.x);
   samples.per_bin = T(y.samples) * T(x.samples);
+  samples.mask = rois.masks ? rois.masks + k * rois.mask_size() : nullptr;
+  samples.mask_w = s.mask_w;
   if (!rois.masks) return true;
   fill_mask_taps(s.pooled_h * y.samples, s.mask_h, s.half_pixel, samples.mask_rows);
   fill_mask_taps(s.pooled_w * x.samples, s.mask_w, s.half_pixel, samples.mask_columns);
   return true;
-}
-
-// Finds P at every sample.
-template <class T>
-void sample_masks(const Rois<T>& rois, int64_t k, Samples<T>& samples) {
-  if (!rois.masks) return;
-  const T* mask = rois.masks + k * rois.mask_size();
-  samples.masks.clear();
-  for (const Tap<T>& row : samples.mask_rows) {
-    for (const Tap<T>& column : samples.mask_columns) {
-      samples.masks.push_back(mask_value(mask, rois.settings.mask_w, row, column));
-    }
-  }
 }
 
 // The pixels of one bin as offsets into a plane, and what each weighs in the bin's mean.
@@ -130,15 +118,21 @@ void find_pixels(const Samples<T>& samples, const Plane<F, T>& plane, int i, int
   }
 }
 
+// P at a sample, 1 without masks.
+template <class T>
+T mask_at(const Samples<T>& samples, int r, int c) {
+  if (!samples.mask) return T(1);
+  return mask_value(samples.mask, samples.mask_w, samples.mask_rows[r], samples.mask_columns[c]);
+}
+
 // Spreads one row of a bin's samples over the bin's pixel columns: row[x] += P * weight.
 template <class T>
 void spread_row(const Samples<T>& samples, int r, int j, T* row) {
-  const T* masks = samples.masks.empty() ? nullptr : samples.masks.data() + r * samples.columns();
   const int begin = j * samples.x.samples;
   for (int c = begin; c < begin + samples.x.samples; ++c) {
     const Place<T>& place = samples.x.places[c];
     if (!place.visible) continue;
-    const T value = masks ? masks[c] : T(1);
+    const T value = mask_at(samples, r, c);
     row[place.low] += value * place.weight_low;
     row[place.high] += value * place.weight_high;
   }

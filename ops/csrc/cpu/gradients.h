@@ -32,15 +32,17 @@ struct Part {
   int begin, end;
 };
 
-// The pixels of bin (i, j) that lie on `rows`. A bin's rows go up or down, so they are neighbours in it.
+// The next pixels of bin (i, j), from row `from` of the bin on, that lie on `rows`: as many neighbours as there are.
+// Those of a box that is upside down are in no order, so there may be several such parts.
 template <class T>
-Part part_on_rows(const Samples<T>& samples, int i, int j, Rows rows) {
+Part next_part(const Samples<T>& samples, int i, int j, int from, Rows rows) {
   const int* y = samples.y.pixels.data() + samples.y.first[i];
-  int begin = 0, end = samples.y.size(i);
-  const auto outside = [&](int r) { return y[r] < rows.begin || y[r] >= rows.end; };
-  while (begin < end && outside(begin)) ++begin;
-  while (begin < end && outside(end - 1)) --end;
-  return {begin * samples.x.size(j), end * samples.x.size(j)};
+  const int last = samples.y.size(i);
+  const auto inside = [&](int r) { return y[r] >= rows.begin && y[r] < rows.end; };
+  while (from < last && !inside(from)) ++from;
+  int end = from;
+  while (end < last && inside(end)) ++end;
+  return {from * samples.x.size(j), end * samples.x.size(j)};
 }
 
 // Adds N vectors of channels of a bin's gradient to its pixels.
@@ -71,20 +73,25 @@ bool touches(const Samples<T>& samples, Rows rows) {
 }
 
 template <class F, class T>
+void add_bin(const Bin<T>& bin, Part part, int channels, const F* grad, T* image) {
+  over_channels<T>(
+      channels, [&](int c) { add_to_pixels<kWide>(grad + c, bin, part, image + c); },
+      [&](int c) { add_to_pixels<1>(grad + c, bin, part, image + c); },
+      [&](int c) { add_to_pixels_of_channel(grad + c, bin, part, image + c); });
+}
+
+template <class F, class T>
 void add_roi(const Samples<T>& samples, const Settings& s, const Plane<T, T>& sums, Rows on, int channels,
              const GradRows<F>& grad, Bin<T>& bin) {
   for (int b = 0; b < s.pooled_h * s.pooled_w; ++b) {
     const int i = b / s.pooled_w, j = b % s.pooled_w;
-    const Part part = part_on_rows(samples, i, j, on);
+    Part part = next_part(samples, i, j, 0, on);
     if (part.begin == part.end) continue;
     find_pixels(samples, sums, i, j, bin);
     find_weights(samples, i, j, bin);
-    const F* g = grad.data + b * grad.stride;
-    T* image = sums.data;
-    over_channels<T>(
-        channels, [&](int c) { add_to_pixels<kWide>(g + c, bin, part, image + c); },
-        [&](int c) { add_to_pixels<1>(g + c, bin, part, image + c); },
-        [&](int c) { add_to_pixels_of_channel(g + c, bin, part, image + c); });
+    for (; part.begin < part.end; part = next_part(samples, i, j, part.end / samples.x.size(j), on)) {
+      add_bin(bin, part, channels, grad.data + b * grad.stride, sums.data);
+    }
   }
 }
 
@@ -96,7 +103,6 @@ void add_feature_gradients(const Rois<T>& rois, const Plane<T, T>& sums, Rows on
   GradRows<F> rows;
   for (const int64_t* k = order.begin; k != order.end; ++k) {
     if (!find_samples(rois, sums, *k, samples) || !touches(samples, on)) continue;
-    sample_masks(rois, *k, samples);
     rows.read(grad, *k, rois.bins(), channels);
     add_roi(samples, rois.settings, sums, on, channels, rows, bin);
   }

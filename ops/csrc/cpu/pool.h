@@ -59,7 +59,6 @@ void pool(const Rois<T>& rois, const Plane<const F, T>& plane, Order order, int 
     F* target = output.at(*k, bins);
     F* rows = output.channels_last ? target : turned.data();
     if (find_samples(rois, plane, *k, samples)) {
-      sample_masks(rois, *k, samples);
       pool_roi(samples, rois.settings, plane, channels, bin, rows, stride);
     } else {
       for (int b = 0; b < bins; ++b) std::fill_n(rows + b * stride, channels, F(0));

@@ -225,3 +225,13 @@ def test_the_older_names_of_torchvision_are_understood(tmp_path):
     other = tiny_base()
     load_pretrained(other, tmp_path / "old.pth")
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("meta", [{"format": 1}, [], {"format": 1, "model": {"backbon": 1}}])
+def test_a_description_that_is_not_of_a_run_is_refused(tmp_path, meta):
+    described = {"sara": {}, "refine": None, "categories": []}
+    if isinstance(meta, dict) and "model" in meta:
+        meta = {**meta, **described}
+    save_weights(tmp_path / "w", {}, meta)
+    with pytest.raises(BadInput, match="descri"):
+        load_model(tmp_path / "w")

@@ -266,27 +266,6 @@ def test_fresh_server_gets_the_whole_run_again(uri, run_dir, empty_database, tmp
     assert MlflowClient(uri).get_run(delivered["runs"]["pipeline"]).data.params == {"seed": "1"}
 
 
-def test_curves_go_on_while_the_artifact_store_is_down(uri, run_dir, monkeypatch):
-    def broken(*_, **__):
-        raise OSError("no space")
-
-    tracker_files(run_dir, uri)
-    append_event(
-        run_dir, {"kind": "artifact", "stage": "refine", "path": str(run_dir / "a.png"), "folder": ""}
-    )
-    (run_dir / "a.png").write_bytes(b"png")
-    write_steps(run_dir, range(1, 6))
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_artifact", broken)
-        with pytest.raises(NotDelivered, match="no space"):
-            sync(run_dir)
-    state = json.loads((run_dir / "tracking.json").read_text())
-    assert history(uri, state) == [1, 2, 3, 4, 5]
-    assert [item.path for item in MlflowClient(uri).list_artifacts(sync(run_dir)["runs"]["refine"])] == [
-        "a.png"
-    ]
-
-
 def test_vanished_artifact_is_a_warning_and_holds_up_nothing(uri, run_dir, caplog):
     tracker = Tracker(run_dir, uri)
     tracker.log_artifact("pipeline", run_dir / "gone.png")
@@ -369,3 +348,42 @@ def test_machine_without_mlflow_runs_on_and_keeps_the_outbox(run_dir, monkeypatc
 
 def test_flatten_dots_nested_keys():
     assert flatten({"a": {"b": {"c": 1}, "d": None}, "e": [1]}) == {"a.b.c": 1, "a.d": None, "e": [1]}
+
+
+def test_a_curve_stays_in_the_run_that_drew_it_when_its_stage_is_redone_unseen(uri, run_dir, dead_uri):
+    """The server was down over a redo: the first run's log is gone, and the second's is not the first's."""
+    log = run_dir / "refine" / "metrics.jsonl"
+    for inputs in ("first", "second"):
+        append_event(run_dir, {"kind": "started", "stage": "refine", "attempt": 1, "inputs": inputs})
+        log.unlink(missing_ok=True)
+        write_steps(run_dir, range(1, 4))
+        append_event(run_dir, {"kind": "artifact", "stage": "refine", "path": str(log), "folder": ""})
+        append_event(run_dir, {"kind": "finished", "stage": "refine", "status": "FINISHED"})
+    tracker = Tracker(run_dir, uri)
+    assert tracker.close()
+    children = [run for run in runs(uri) if run.data.tags["mrrcnn.stage"] == "refine"]
+    curves = {run.data.tags["mrrcnn.inputs"]: run.data.metrics.get("loss") for run in children}
+    assert curves == {"first": None, "second": 1 / 3}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    client = MlflowClient(uri)
+    files = {run.data.tags["mrrcnn.inputs"]: len(client.list_artifacts(run.info.run_id)) for run in children}
+    assert files == {"first": 0, "second": 1}
+
+
+def test_a_failing_artifact_store_holds_up_nothing_else(uri, run_dir, tmp_path):
+    store = tmp_path / "store"
+    store.write_text("a file where a folder should be")
+    MlflowClient(uri).create_experiment("full", artifact_location=str(store))
+    (run_dir / "config.yaml").write_text("seed: 0\n")
+    tracker = Tracker(run_dir, uri, "full")
+    tracker.log_artifact("pipeline", run_dir / "config.yaml")
+    tracker.stage_started("refine", attempt=1)
+    write_steps(run_dir, range(1, 4))
+    tracker.stage_finished("refine")
+    assert not tracker.close(timeout=20)
+    assert history(uri, tracker.state()) == [1, 2, 3]
+    store.unlink()
+    sync(run_dir)
+    client, parent = MlflowClient(uri), tracker.state()["runs"]["pipeline"]
+    assert [file.path for file in client.list_artifacts(parent)] == ["config.yaml"]
+    assert history(uri, tracker.state()) == [1, 2, 3]
