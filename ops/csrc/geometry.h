@@ -114,7 +114,7 @@ struct Span {
   int begin, end;
 };
 
-// The samples between positions `first` and `last`, counted in samples and in any order, limited to [0, count).
+// The samples between positions `first` and `last`, counted in samples and in any order, of `count` there are.
 // A quarter more on either side allows for rounding; NaN, of an empty box, limits nothing.
 template <class T>
 MRRCNN_SHARED Span samples_between(T first, T last, int count) {
@@ -124,8 +124,8 @@ MRRCNN_SHARED Span samples_between(T first, T last, int count) {
           end < T(count) ? (end > T(0) ? static_cast<int>(end) : 0) : count};
 }
 
-// The samples of a feature axis that may touch pixels [begin, end) of `size`: now and then one too many, never one
-// too few. Rounding moves a position by far less than a quarter of a pixel.
+// The samples of a feature axis that may touch pixels [begin, end) of `size`: now and then one too many,
+// never one too few. Rounding moves a position by far less than a quarter of a pixel.
 template <class T>
 MRRCNN_SHARED Span samples_near(const Axis<T>& axis, int bins, int begin, int end, int size) {
   const T spacing = axis.bin_size / T(axis.samples);
@@ -137,7 +137,8 @@ MRRCNN_SHARED Span samples_near(const Axis<T>& axis, int bins, int begin, int en
 template <class T>
 MRRCNN_SHARED Span mask_samples_near(int cell, int count, int size, bool half_pixel) {
   const T shift = half_pixel ? T(0.5) : T(0), per_cell = T(count) / T(size);
-  const Span inner = samples_between((T(cell - 1) + shift) * per_cell, (T(cell + 1) + shift) * per_cell, count);
+  const T center = T(cell) + shift;
+  const Span inner = samples_between((center - T(1)) * per_cell, (center + T(1)) * per_cell, count);
   return {cell == 0 ? 0 : inner.begin, cell == size - 1 ? count : inner.end};
 }
 

@@ -84,8 +84,7 @@ def assert_same_bits(first, second):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("ratio", [0, 1, 2, 3])
-@pytest.mark.parametrize("mode", [None, "half_pixel", "paper"])
-@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("aligned", "mode"), [(False, None), (False, "half_pixel"), (True, "paper")])
 @pytest.mark.parametrize(("dtype", "channels"), [(torch.float64, 3), (torch.float32, 8)])
 def test_equal_the_reference(kernels, dtype, channels, aligned, mode, ratio, size):
     arguments = problem(dtype, channels, size, ratio, aligned, mode)
@@ -94,7 +93,7 @@ def test_equal_the_reference(kernels, dtype, channels, aligned, mode, ratio, siz
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels", [1, 3, 8, 40, 64, 256, 300, 520])
+@pytest.mark.parametrize("channels", [1, 3, 8, 40, 64, 264])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_all_types_any_number_of_channels(kernels, dtype, channels, layout):
     arguments = problem(dtype, channels, levels=3)

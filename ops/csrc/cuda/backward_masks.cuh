@@ -21,14 +21,16 @@ struct Products {
 
 // This lane's channels of grad * F at one pixel.
 template <class F, class T, int V>
-__device__ T dot(const Lane<F, V>& lane, const T (&grad)[kChannelsPerLane], const Pack<F, V> (&packs)[kChannelsPerLane / V]) {
+__device__ T dot(const Lane<F, V>& lane, const T (&grad)[kChannelsPerLane],
+                 const Pack<F, V> (&packs)[kChannelsPerLane / V]) {
   T sum = T(0);
 #pragma unroll
   for (int access = 0; access < kChannelsPerLane / V; ++access) {
     T part = T(0);
 #pragma unroll
     for (int c = 0; c < V; ++c) part += grad[access * V + c] * static_cast<T>(packs[access].values[c]);
-    // What a lane reads beyond the last channel is no part of the sum, not even times zero: it may be infinite.
+    // What a lane reads beyond the last channel is no part of the sum, not even times zero: it may be
+    // infinite.
     sum += lane.owns(access) ? part : T(0);
   }
   return sum;
@@ -36,16 +38,19 @@ __device__ T dot(const Lane<F, V>& lane, const T (&grad)[kChannelsPerLane], cons
 
 // This lane's channels of grad * F at a sample, for which `low` and `high` are its rows of pixels.
 template <class F, class T, int V>
-__device__ T dot_sample(const Lane<F, V>& lane, const T (&grad)[kChannelsPerLane], const F* low, const F* high,
-                        const Tap<T>& row, const Tap<T>& column, int channels) {
+__device__ T dot_sample(const Lane<F, V>& lane, const T (&grad)[kChannelsPerLane], const F* low,
+                        const F* high, const Tap<T>& row, const Tap<T>& column, int channels) {
   typename Lane<F, V>::Packs packs[4];
   const int64_t left = int64_t(column.low) * channels, right = int64_t(column.high) * channels;
   lane.read(low + left, packs[0]);
   lane.read(low + right, packs[1]);
   lane.read(high + left, packs[2]);
   lane.read(high + right, packs[3]);
-  return row.weight_low * (column.weight_low * dot(lane, grad, packs[0]) + column.weight_high * dot(lane, grad, packs[1])) +
-         row.weight_high * (column.weight_low * dot(lane, grad, packs[2]) + column.weight_high * dot(lane, grad, packs[3]));
+  T dots[4];
+#pragma unroll
+  for (int n = 0; n < 4; ++n) dots[n] = dot(lane, grad, packs[n]);
+  return row.weight_low * (column.weight_low * dots[0] + column.weight_high * dots[1]) +
+         row.weight_high * (column.weight_low * dots[2] + column.weight_high * dots[3]);
 }
 
 // Two sums over the warp for the price of one and a bit: even lanes get the first's, odd lanes the second's.
@@ -59,8 +64,8 @@ __device__ T sum_of_two(T first, T second) {
 
 // Forms the products of the samples of row r that lie in `columns`, all of one bin whose gradient is `grad`.
 template <class F, class T, int V>
-__device__ void multiply(const Problem<F, T>& problem, const Roi<T>& roi, const F* image, const F* grad, int r,
-                         const Span& columns, Products<T>& products) {
+__device__ void multiply(const Problem<F, T>& problem, const Roi<T>& roi, const F* image, const F* grad,
+                         int r, const Span& columns, Products<T>& products) {
   const Tap<T> row = products.row_taps[r - products.rows.begin];
   T* values = products.values[r - products.rows.begin];
   const int64_t pitch = int64_t(problem.levels[roi.level].width) * problem.channels;
@@ -79,7 +84,8 @@ __device__ void multiply(const Problem<F, T>& problem, const Roi<T>& roi, const 
       for (int n = 0; n < 2; ++n) {
         if (!row.visible || c + n >= columns.end) continue;
         const Tap<T> column = products.column_taps[c + n - products.columns.begin];
-        if (column.visible) sums[n] = dot_sample(lane, mine, low + first, high + first, row, column, problem.channels);
+        if (!column.visible) continue;
+        sums[n] = dot_sample(lane, mine, low + first, high + first, row, column, problem.channels);
       }
       const T sum = share * sum_of_two(sums[0], sums[1]);
       const int own = threadIdx.x % kWarp;
@@ -133,7 +139,8 @@ __device__ inline Span at_hand(const Span& span, const Span& all) {
 
 // Adds the products at hand to the cells they touch, a thread a cell.
 template <class T>
-__device__ void gather_to_mask(const Settings& s, const Roi<T>& roi, const Products<T>& products, T* grad_mask) {
+__device__ void gather_to_mask(const Settings& s, const Roi<T>& roi, const Products<T>& products,
+                               T* grad_mask) {
   for (int cell = threadIdx.x; cell < s.mask_h * s.mask_w; cell += kThreads) {
     const int m = cell / s.mask_w, n = cell % s.mask_w;
     const int count_y = s.pooled_h * roi.y.samples, count_x = s.pooled_w * roi.x.samples;
@@ -156,7 +163,7 @@ __device__ void gather_to_mask(const Settings& s, const Roi<T>& roi, const Produ
 
 // Grid: RoIs. Writes every element; zeros where a batch index or level is out of range.
 template <class F, class T, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks<V>)
     backward_masks_kernel(const __grid_constant__ Problem<F, T> problem, const F* grad, T* grad_masks) {
   __shared__ Products<T> products;
   const int64_t k = blockIdx.x;

@@ -35,24 +35,32 @@ struct Prepared {
   Problem<F, T> problem;
 };
 
+// The kernels count within a RoI, within a mask and over RoIs with 32 bits.
+void check_limits(const Arguments& a) {
+  STD_TORCH_CHECK(a.features.size() <= kMaxLevels, "sa_roi_align: at most ", kMaxLevels, " maps on CUDA");
+  STD_TORCH_CHECK(a.rois.size(0) <= INT32_MAX - kThreads, "sa_roi_align: too many RoIs for CUDA");
+  STD_TORCH_CHECK(a.pooled_h <= INT16_MAX && a.pooled_w <= INT16_MAX && a.sampling_ratio <= kMaxAdaptiveGrid,
+                  "sa_roi_align: too many bins or samples for CUDA");
+  STD_TORCH_CHECK(!a.prob || a.prob->size(1) * a.prob->size(2) <= INT32_MAX,
+                  "sa_roi_align: the masks are too large for CUDA");
+}
+
+Tensor dense(const Tensor& t, ScalarType type) {
+  return torch::stable::contiguous(torch::stable::to(t, type));
+}
+
 template <class F, class T>
 Prepared<F, T> prepare(const Arguments& a) {
-  STD_TORCH_CHECK(a.features.size() <= kMaxLevels, "sa_roi_align: at most ", kMaxLevels, " feature maps on CUDA");
-  STD_TORCH_CHECK(a.rois.size(0) <= INT32_MAX && a.pooled_h <= INT16_MAX && a.pooled_w <= INT16_MAX &&
-                      a.sampling_ratio <= kMaxAdaptiveGrid,
-                  "sa_roi_align: too many RoIs, bins or samples for CUDA");
+  check_limits(a);
   const ScalarType type = a.sum_type();
-  Prepared<F, T> p{{}, torch::stable::contiguous(torch::stable::to(a.rois, type)), std::nullopt, std::nullopt, {}};
+  Prepared<F, T> p{{}, dense(a.rois, type), std::nullopt, std::nullopt, {}};
   for (size_t i = 0; i < a.features.size(); ++i) {
     p.features.push_back(torch::stable::contiguous(a.features[i], MemoryFormat::ChannelsLast));
     p.problem.levels[i] = {static_cast<const F*>(p.features[i].const_data_ptr()),
                            static_cast<int>(a.features[i].size(2)), static_cast<int>(a.features[i].size(3)),
                            static_cast<T>(a.spatial_scales[i])};
   }
-  if (a.prob) {
-    STD_TORCH_CHECK(a.prob->size(1) * a.prob->size(2) <= INT32_MAX, "sa_roi_align: the masks are too large for CUDA");
-    p.prob = torch::stable::contiguous(torch::stable::to(*a.prob, type));
-  }
+  if (a.prob) p.prob = dense(*a.prob, type);
   if (a.level) p.level = torch::stable::contiguous(*a.level);
   p.problem.num_levels = static_cast<int>(a.features.size());
   p.problem.rois = static_cast<const T*>(p.rois.const_data_ptr());
@@ -80,7 +88,8 @@ Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride
 
 bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
-// Whether lanes may move 16 bytes at once. Tensors made here are aligned; those handed over may begin anywhere.
+// Whether lanes may move 16 bytes at once. Tensors made here are aligned; those handed over may begin
+// anywhere.
 template <class F>
 bool fits_vectors(const std::vector<Tensor>& tensors, int channels) {
   bool fits = kVector<F> > 1 && channels % kVector<F> == 0;
@@ -106,7 +115,8 @@ Tensor pool(const Arguments& a) {
   F* data = static_cast<F*>(output.mutable_data_ptr());
   const dim3 grid(p.problem.num_rois, forward_parts(p.problem.num_rois, a.pooled_h * a.pooled_w));
   choose_path<F>(fits_vectors<F>(p.features, p.problem.channels), [&](auto v) {
-    forward_kernel<F, T, v()><<<grid, kThreads, 0, current_stream(output)>>>(p.problem, data, strides_of(output));
+    forward_kernel<F, T, v()>
+        <<<grid, kThreads, 0, current_stream(output)>>>(p.problem, data, strides_of(output));
   });
   check_launch();
   return output;
@@ -118,17 +128,18 @@ std::vector<Tensor> feature_gradients(const Arguments& a, const Prepared<F, T>& 
   FeatureGradients<F> pointers{};
   for (size_t i = 0; i < a.features.size(); ++i) {
     const Tensor& f = a.features[i];
-    gradients.push_back(torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(), std::nullopt,
-                                             memory_format(f)));
+    gradients.push_back(torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(),
+                                             std::nullopt, memory_format(f)));
     pointers.data[i] = static_cast<F*>(gradients[i].mutable_data_ptr());
     pointers.strides[i] = strides_of(gradients[i]);
   }
   const int64_t blocks = backward_features_blocks(p.problem);
   if (blocks == 0) return gradients;
-  STD_TORCH_CHECK(blocks <= INT32_MAX, "sa_roi_align_backward: the feature maps are too large for one launch");
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "sa_roi_align_backward: too many pixels for one launch");
   const F* data = static_cast<const F*>(grad.const_data_ptr());
   choose_path<F>(fits_vectors<F>({grad}, p.problem.channels), [&](auto v) {
-    backward_features_kernel<F, T, v()><<<blocks, kThreads, 0, current_stream(grad)>>>(p.problem, data, pointers);
+    backward_features_kernel<F, T, v()>
+        <<<blocks, kThreads, 0, current_stream(grad)>>>(p.problem, data, pointers);
   });
   check_launch();
   return gradients;
@@ -154,10 +165,10 @@ Tensor mask_gradient(const Arguments& a, const Prepared<F, T>& p, const Tensor& 
 template <class F, class T>
 Gradients differentiate(const Arguments& a, const Tensor& grad, bool need_f, bool need_p) {
   const Prepared<F, T> p = prepare<F, T>(a);
-  const Tensor dense =
-      torch::stable::contiguous(torch::stable::to(grad, a.features[0].scalar_type()), MemoryFormat::ChannelsLast);
-  return {need_f ? feature_gradients(a, p, dense) : a.no_feature_gradients(),
-          need_p && a.prob ? mask_gradient(a, p, dense) : a.no_gradient()};
+  const Tensor typed = torch::stable::to(grad, a.features[0].scalar_type());
+  const Tensor nhwc = torch::stable::contiguous(typed, MemoryFormat::ChannelsLast);
+  return {need_f ? feature_gradients(a, p, nhwc) : a.no_feature_gradients(),
+          need_p && a.prob ? mask_gradient(a, p, nhwc) : a.no_gradient()};
 }
 
 Tensor sa_roi_align(std::vector<Tensor> features, Tensor rois, std::optional<Tensor> prob,

@@ -1,7 +1,8 @@
 // How a warp reads, adds up and writes the channels of a place: of a pixel or of a bin.
 //
-// A pass is kPass channels, kChannelsPerLane a lane. V of them are neighbours and move in one access: 16 bytes on
-// the vector path, one element on the scalar path. The vector path needs C % V == 0 and bases aligned to 16 bytes.
+// A pass is kPass channels, kChannelsPerLane a lane. V of them are neighbours and move in one access: 16
+// bytes on the vector path, one element on the scalar path. The vector path needs C % V == 0 and bases
+// aligned to 16 bytes.
 #pragma once
 
 #include "problem.cuh"
@@ -14,6 +15,10 @@ constexpr int kPass = kWarp * kChannelsPerLane;
 // float64 is for correctness only.
 template <class F>
 constexpr int kVector = sizeof(F) == 8 ? 1 : 16 / sizeof(F);
+
+// Blocks a multiprocessor must have room for; the scalar path may take all the registers it wants.
+template <int V>
+constexpr int kBlocks = V > 1 ? 2 : 1;
 
 template <class F, int V>
 struct alignas(V * sizeof(F)) Pack {
@@ -31,11 +36,13 @@ struct Lane {
   __device__ bool owns(int access) const { return channel(access) < left; }
 
   // Lanes beyond the last channel read the first ones again: cheaper than asking before every read.
+  __device__ Pack<F, V> read(const F* place, int access) const {
+    return *reinterpret_cast<const Pack<F, V>*>(place + (owns(access) ? channel(access) : 0));
+  }
+
   __device__ void read(const F* place, Packs& packs) const {
 #pragma unroll
-    for (int n = 0; n < kAccesses; ++n) {
-      packs[n] = *reinterpret_cast<const Pack<F, V>*>(place + (owns(n) ? channel(n) : 0));
-    }
+    for (int n = 0; n < kAccesses; ++n) packs[n] = read(place, n);
   }
 
   template <class T>
@@ -50,10 +57,11 @@ struct Lane {
   }
 };
 
+// Adds the channels of one access.
 template <class F, int V, class T>
-__device__ void add_weighted(const Pack<F, V> (&packs)[kChannelsPerLane / V], T weight, T (&sums)[kChannelsPerLane]) {
+__device__ void add_weighted(const Pack<F, V>& pack, int access, T weight, T (&sums)[kChannelsPerLane]) {
 #pragma unroll
-  for (int n = 0; n < kChannelsPerLane; ++n) sums[n] += weight * static_cast<T>(packs[n / V].values[n % V]);
+  for (int c = 0; c < V; ++c) sums[access * V + c] += weight * static_cast<T>(pack.values[c]);
 }
 
 // Where kWarps neighbouring places meet before they are written with channels outermost. Rows are four words

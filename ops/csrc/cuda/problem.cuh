@@ -1,7 +1,7 @@
 // What the kernels are given, and how a RoI is found in it. Free of torch, as all kernels are.
 //
-// F is the type of features, output and grad, T the type of coordinates, masks and sums. Features and grad are
-// channels innermost: [N, H, W, C] and [K, pooled_h, pooled_w, C].
+// F is the type of features, output and grad, T the type of coordinates, masks and sums. Features and grad
+// are channels innermost: [N, H, W, C] and [K, pooled_h, pooled_w, C].
 //
 // State of the kernels: compiled for sm_80 and sm_90, and checked on the CPU thread by thread
 // (tests/ops/cuda_on_cpu); not yet run on a GPU, their speed is not measured.
@@ -52,7 +52,8 @@ struct Roi {
 
 enum class Found { yes, nothing, out_of_range };
 
-// Finds RoI k's axes. An index out of range cannot be raised without waiting for the device: never read there.
+// Finds RoI k's axes. An index out of range cannot be raised without waiting for the device: never read
+// there.
 template <class F, class T>
 __device__ Found find_roi(const Problem<F, T>& problem, int64_t k, Roi<T>* roi) {
   const T* box = problem.rois + 5 * k;

@@ -20,12 +20,15 @@ constexpr int kWindowRows = 64 / sizeof(T);
 template <class T>
 constexpr int kWindowColumns = 128 / sizeof(T);
 
-// Shared by the lanes of a warp. `rows` and `columns` are the RoI's samples near the tile.
+// Shared by the lanes of a warp. `rows` and `columns` are the RoI's samples near the tile, (row, column) is
+// the first in the window.
 template <class T>
 struct Window {
   int64_t k;
   Roi<T> roi;
+  T share;
   Span rows, columns;
+  int row, column;
   Tap<T> row_taps[kWindowRows<T>], column_taps[kWindowColumns<T>];
   Tap<T> mask_rows[kWindowRows<T>], mask_columns[kWindowColumns<T>];
 };
@@ -37,14 +40,13 @@ __device__ inline unsigned bits_of_bin(int bin, int samples, int origin) {
   return bits_below((bin + 1) * samples - origin) & ~bits_below(bin * samples - origin);
 }
 
-// One lane's view while its warp goes through the windows of a RoI. The lane owns one pixel of the tile and walks
-// through the bins that reach it.
-template <class T>
+// One lane's view while its warp goes through the windows of a RoI. The lane owns one pixel of the tile and
+// walks through the bins that reach it.
 struct Cursor {
-  int row = 0, column = 0;                // where the window starts
   unsigned row_bits = 0, column_bits = 0;  // the window's samples that touch the lane's pixel
-  int next = 0;                           // the next bin of theirs, row by row
-  bool open = false;                      // false: this RoI is done
+  int next = -1;                           // the next bin of theirs, row by row; -1 when the RoI is done
+
+  __device__ bool open() const { return next >= 0; }
 };
 
 // Whether RoI k may reach the tile.
@@ -64,13 +66,14 @@ __device__ bool may_touch(const Problem<F, T>& problem, const Tile& tile, int64_
 
 // Tables the window at the cursor and finds the samples that touch each lane's pixel.
 template <class F, class T>
-__device__ void open_window(const Problem<F, T>& problem, const Tile& tile, Window<T>& window, Cursor<T>& cursor) {
+__device__ void open_window(const Problem<F, T>& problem, const Tile& tile, Window<T>& window,
+                            Cursor& cursor) {
   const Settings& s = problem.settings;
   const Level<F, T>& level = problem.levels[tile.level];
   const Roi<T>& roi = window.roi;
-  const int lane = threadIdx.x % kWarp, r = cursor.row + lane, c = cursor.column + lane;
+  __syncwarp();  // all lanes are done with the window before, and see where this one begins
+  const int lane = threadIdx.x % kWarp, r = window.row + lane, c = window.column + lane;
   Tap<T> row{0, 0, T(0), T(0), false}, column = row;
-  __syncwarp();  // all lanes are done with the window before
   if (lane < kWindowRows<T> && r < window.rows.end) {
     window.row_taps[lane] = row = feature_tap(roi.y, r, level.height);
     if (problem.masks) {
@@ -98,7 +101,7 @@ __device__ void open_window(const Problem<F, T>& problem, const Tile& tile, Wind
 // Starts with the first window of RoI k near the tile. To be called by a whole warp, as all of these are.
 template <class F, class T>
 __device__ void open_roi(const Problem<F, T>& problem, const Tile& tile, int64_t k, Window<T>& window,
-                         Cursor<T>& cursor) {
+                         Cursor& cursor) {
   Roi<T> roi;
   find_roi(problem, k, &roi);
   const Settings& s = problem.settings;
@@ -109,32 +112,37 @@ __device__ void open_roi(const Problem<F, T>& problem, const Tile& tile, int64_t
   if (threadIdx.x % kWarp == 0) {
     window.k = k;
     window.roi = roi;
+    window.share = share_of_sample(roi);
     window.rows = rows;
     window.columns = columns;
+    window.row = rows.begin;
+    window.column = columns.begin;
   }
-  cursor.open = true;
-  cursor.row = rows.begin;
-  cursor.column = columns.begin;
-  __syncwarp();
   open_window(problem, tile, window, cursor);
 }
 
 // Moves on to the RoI's next window, if there is one.
 template <class F, class T>
-__device__ void next_window(const Problem<F, T>& problem, const Tile& tile, Window<T>& window, Cursor<T>& cursor) {
-  cursor.column += kWindowColumns<T>;
-  if (cursor.column >= window.columns.end) {
-    cursor.column = window.columns.begin;
-    cursor.row += kWindowRows<T>;
+__device__ void next_window(const Problem<F, T>& problem, const Tile& tile, Window<T>& window,
+                            Cursor& cursor) {
+  const bool last_column = window.column + kWindowColumns<T> >= window.columns.end;
+  const bool any = !last_column || window.row + kWindowRows<T> < window.rows.end;
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) {
+    window.column = last_column ? window.columns.begin : window.column + kWindowColumns<T>;
+    window.row += last_column ? kWindowRows<T> : 0;
   }
-  cursor.open = cursor.row < window.rows.end;
-  if (cursor.open) open_window(problem, tile, window, cursor);
+  if (any) {
+    open_window(problem, tile, window, cursor);
+  } else {
+    cursor.next = -1;
+  }
 }
 
 // The weight of pixel (y, x) in a bin, of whose samples `rows` and `columns` touch it.
 template <class T>
-__device__ T weight_in_window(const Window<T>& window, unsigned rows, unsigned columns, int y, int x, const T* mask,
-                              int mask_w) {
+__device__ T weight_in_window(const Window<T>& window, unsigned rows, unsigned columns, int y, int x,
+                              const T* mask, int mask_w) {
   T sum = T(0);
   for (; rows; rows &= rows - 1) {
     const int r = __ffs(rows) - 1;
@@ -146,7 +154,7 @@ __device__ T weight_in_window(const Window<T>& window, unsigned rows, unsigned c
     }
     sum += weight_on(window.row_taps[r], y) * of_row;
   }
-  return sum * share_of_sample(window.roi);
+  return sum * window.share;
 }
 
 }  // namespace mrrcnn

@@ -1,14 +1,15 @@
-// Enough of CUDA to run a kernel's very source on the CPU: blocks one after another, the threads of a block as
-// fibers that give way to each other only where they have to wait.
+// Enough of CUDA to run a kernel's very source on the CPU: blocks one after another, the threads of a block
+// as fibers that give way to each other only where they have to wait.
 //
-// Whatever the kernel leaves out between two accesses to shared memory shows: `Order` says whether the threads of a
-// block take their turns upwards or downwards, and results may not depend on it.
+// Whatever the kernel leaves out between two accesses to shared memory shows: `Order` says whether the
+// threads of a block take their turns upwards or downwards, and results may not depend on it.
 #pragma once
 
 #include <csetjmp>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include <ucontext.h>
@@ -29,8 +30,8 @@ enum class Order { upwards, downwards };
 
 constexpr int kLanes = 32, kStackBytes = 1 << 17;
 
-// Threads that wait for each other: a block's or a warp's. What they hand over is kept for two meetings, so that a
-// fast thread may arrive at the next one while a slow thread still reads.
+// Threads that wait for each other: a block's or a warp's. What they hand over is kept for two meetings, so
+// that a fast thread may arrive at the next one while a slow thread still reads.
 struct Meeting {
   int members, arrived = 0;
   unsigned round = 0;
@@ -45,7 +46,7 @@ struct Fiber {
   ucontext_t start;
   jmp_buf state;
   bool started = false, done = false;
-  std::vector<char> stack = std::vector<char>(kStackBytes);
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
 };
 
 struct Block {
@@ -109,13 +110,14 @@ inline void resume(int thread) {
   if (fiber.started) _longjmp(fiber.state, 1);
   fiber.started = true;
   getcontext(&fiber.start);
-  fiber.start.uc_stack.ss_sp = fiber.stack.data();
-  fiber.start.uc_stack.ss_size = fiber.stack.size();
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = kStackBytes;
   makecontext(&fiber.start, run_fiber, 0);
   swapcontext(&block->caller_start, &fiber.start);
 }
 
-// Runs every thread of a block to its end, in turns; false if all that are left wait for somebody who will not come.
+// Runs every thread of a block to its end, in turns; false if all that are left wait for somebody who will
+// not come.
 inline bool run_block(Order order) {
   const int threads = static_cast<int>(block->fibers.size());
   for (Fiber& fiber : block->fibers) fiber.started = fiber.done = false;

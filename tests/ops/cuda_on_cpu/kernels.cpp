@@ -86,7 +86,8 @@ struct BackwardMasks {
   static bool run(const Call& call) {
     const Problem<F, T> problem = problem_of<F, T>(call);
     return launch(call, call.num_rois, 1, [&] {
-      backward_masks_kernel<F, T, V>(problem, static_cast<const F*>(call.grad), static_cast<T*>(call.results[0]));
+      auto* gradient = static_cast<T*>(call.results[0]);
+      backward_masks_kernel<F, T, V>(problem, static_cast<const F*>(call.grad), gradient);
     });
   }
 };
