@@ -133,13 +133,11 @@ MRRCNN_SHARED Span samples_near(const Axis<T>& axis, int bins, int begin, int en
   return samples_between((low - axis.start) / spacing, (high - axis.start) / spacing, bins * axis.samples);
 }
 
-// The samples of a mask axis that may touch `cell`, likewise. Those beyond the border read the cell there.
+// The samples of a mask axis that may touch `cell`, likewise.
 template <class T>
 MRRCNN_SHARED Span mask_samples_near(int cell, int count, int size, bool half_pixel) {
-  const T shift = half_pixel ? T(0.5) : T(0), per_cell = T(count) / T(size);
-  const T center = T(cell) + shift;
-  const Span inner = samples_between((center - T(1)) * per_cell, (center + T(1)) * per_cell, count);
-  return {cell == 0 ? 0 : inner.begin, cell == size - 1 ? count : inner.end};
+  const T center = T(cell) + (half_pixel ? T(0.5) : T(0)), per_cell = T(count) / T(size);
+  return samples_between((center - T(1)) * per_cell, (center + T(1)) * per_cell, count);
 }
 
 }  // namespace mrrcnn
