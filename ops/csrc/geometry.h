@@ -98,4 +98,46 @@ MRRCNN_SHARED T mask_value(const T* mask, int width, const Tap<T>& row, const Ta
          row.weight_high * (column.weight_low * high[column.low] + column.weight_high * high[column.high]);
 }
 
+// Whether a sample's tap reads `pixel`, and with which weight: at a border both of its corners are one pixel.
+template <class T>
+MRRCNN_SHARED bool touches(const Tap<T>& tap, int pixel) {
+  return tap.visible && (tap.low == pixel || tap.high == pixel);
+}
+
+template <class T>
+MRRCNN_SHARED T weight_on(const Tap<T>& tap, int pixel) {
+  return (tap.low == pixel ? tap.weight_low : T(0)) + (tap.high == pixel ? tap.weight_high : T(0));
+}
+
+// Samples [begin, end) of an axis; none unless begin < end.
+struct Span {
+  int begin, end;
+};
+
+// The samples between positions `first` and `last`, counted in samples and in any order, of `count` there are.
+// A quarter more on either side allows for rounding; NaN, of an empty box, limits nothing.
+template <class T>
+MRRCNN_SHARED Span samples_between(T first, T last, int count) {
+  const T begin = std::ceil((first < last ? first : last) - T(0.75));
+  const T end = std::floor((first < last ? last : first) - T(0.25)) + T(1);
+  return {begin > T(0) ? (begin < T(count) ? static_cast<int>(begin) : count) : 0,
+          end < T(count) ? (end > T(0) ? static_cast<int>(end) : 0) : count};
+}
+
+// The samples of a feature axis that may touch pixels [begin, end) of `size`: now and then one too many,
+// never one too few. Rounding moves a position by far less than a quarter of a pixel.
+template <class T>
+MRRCNN_SHARED Span samples_near(const Axis<T>& axis, int bins, int begin, int end, int size) {
+  const T spacing = axis.bin_size / T(axis.samples);
+  const T low = T(begin) - T(1.25), high = T(end < size ? end : size) + T(0.25);
+  return samples_between((low - axis.start) / spacing, (high - axis.start) / spacing, bins * axis.samples);
+}
+
+// The samples of a mask axis that may touch `cell`, likewise.
+template <class T>
+MRRCNN_SHARED Span mask_samples_near(int cell, int count, int size, bool half_pixel) {
+  const T center = T(cell) + (half_pixel ? T(0.5) : T(0)), per_cell = T(count) / T(size);
+  return samples_between((center - T(1)) * per_cell, (center + T(1)) * per_cell, count);
+}
+
 }  // namespace mrrcnn

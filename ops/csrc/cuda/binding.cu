@@ -2,6 +2,7 @@
 // Nothing here waits for the device.
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include <cuda_runtime.h>
@@ -14,7 +15,9 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "../arguments.h"
-#include "kernel.cuh"
+#include "backward_features.cuh"
+#include "backward_masks.cuh"
+#include "forward.cuh"
 
 namespace mrrcnn {
 namespace {
@@ -32,18 +35,32 @@ struct Prepared {
   Problem<F, T> problem;
 };
 
+// The kernels count within a RoI, within a mask and over RoIs with 32 bits.
+void check_limits(const Arguments& a) {
+  STD_TORCH_CHECK(a.features.size() <= kMaxLevels, "sa_roi_align: at most ", kMaxLevels, " maps on CUDA");
+  STD_TORCH_CHECK(a.rois.size(0) <= INT32_MAX - kThreads, "sa_roi_align: too many RoIs for CUDA");
+  STD_TORCH_CHECK(a.pooled_h <= INT16_MAX && a.pooled_w <= INT16_MAX && a.sampling_ratio <= kMaxAdaptiveGrid,
+                  "sa_roi_align: too many bins or samples for CUDA");
+  STD_TORCH_CHECK(!a.prob || a.prob->size(1) * a.prob->size(2) <= INT32_MAX,
+                  "sa_roi_align: the masks are too large for CUDA");
+}
+
+Tensor dense(const Tensor& t, ScalarType type) {
+  return torch::stable::contiguous(torch::stable::to(t, type));
+}
+
 template <class F, class T>
 Prepared<F, T> prepare(const Arguments& a) {
-  STD_TORCH_CHECK(a.features.size() <= kMaxLevels, "sa_roi_align: at most ", kMaxLevels, " feature maps on CUDA");
+  check_limits(a);
   const ScalarType type = a.sum_type();
-  Prepared<F, T> p{{}, torch::stable::contiguous(torch::stable::to(a.rois, type)), std::nullopt, std::nullopt, {}};
+  Prepared<F, T> p{{}, dense(a.rois, type), std::nullopt, std::nullopt, {}};
   for (size_t i = 0; i < a.features.size(); ++i) {
     p.features.push_back(torch::stable::contiguous(a.features[i], MemoryFormat::ChannelsLast));
     p.problem.levels[i] = {static_cast<const F*>(p.features[i].const_data_ptr()),
                            static_cast<int>(a.features[i].size(2)), static_cast<int>(a.features[i].size(3)),
                            static_cast<T>(a.spatial_scales[i])};
   }
-  if (a.prob) p.prob = torch::stable::contiguous(torch::stable::to(*a.prob, type));
+  if (a.prob) p.prob = dense(*a.prob, type);
   if (a.level) p.level = torch::stable::contiguous(*a.level);
   p.problem.num_levels = static_cast<int>(a.features.size());
   p.problem.rois = static_cast<const T*>(p.rois.const_data_ptr());
@@ -69,41 +86,77 @@ void check_launch() {
 
 Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
 
+bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+// Whether lanes may move 16 bytes at once. Tensors made here are aligned; those handed over may begin
+// anywhere.
+template <class F>
+bool fits_vectors(const std::vector<Tensor>& tensors, int channels) {
+  bool fits = kVector<F> > 1 && channels % kVector<F> == 0;
+  for (const Tensor& t : tensors) fits = fits && aligned(t);
+  return fits;
+}
+
+// Calls run(V) for the vector path or for the scalar path, V a constant.
+template <class F, class Run>
+void choose_path(bool vectors, const Run& run) {
+  if (vectors) {
+    run(std::integral_constant<int, kVector<F>>());
+  } else {
+    run(std::integral_constant<int, 1>());
+  }
+}
+
 template <class F, class T>
 Tensor pool(const Arguments& a) {
-  const Prepared<F, T> p = prepare<F, T>(a);
   Tensor output = a.new_output();
   if (output.numel() == 0) return output;
+  const Prepared<F, T> p = prepare<F, T>(a);
   F* data = static_cast<F*>(output.mutable_data_ptr());
-  forward_kernel<<<p.problem.num_rois, kThreads, 0, current_stream(output)>>>(p.problem, data, strides_of(output));
+  const dim3 grid(p.problem.num_rois, forward_parts(p.problem.num_rois, a.pooled_h * a.pooled_w));
+  choose_path<F>(fits_vectors<F>(p.features, p.problem.channels), [&](auto v) {
+    forward_kernel<F, T, v()>
+        <<<grid, kThreads, 0, current_stream(output)>>>(p.problem, data, strides_of(output));
+  });
   check_launch();
   return output;
 }
 
 template <class F, class T>
-std::vector<Tensor> feature_gradients(const Arguments& a, const Problem<F, T>& problem, const T* grad) {
+std::vector<Tensor> feature_gradients(const Arguments& a, const Prepared<F, T>& p, const Tensor& grad) {
   std::vector<Tensor> gradients;
+  FeatureGradients<F> pointers{};
   for (size_t i = 0; i < a.features.size(); ++i) {
     const Tensor& f = a.features[i];
-    gradients.push_back(torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(), std::nullopt,
-                                             memory_format(f)));
-    if (f.numel() == 0) continue;
-    const int64_t tiles = ((f.size(2) + kTile - 1) / kTile) * ((f.size(3) + kTile - 1) / kTile);
-    const dim3 grid(f.size(0) * tiles, (f.size(1) + kWarp - 1) / kWarp);
-    F* data = static_cast<F*>(gradients[i].mutable_data_ptr());
-    backward_features_kernel<<<grid, kThreads, 0, current_stream(f)>>>(problem, static_cast<int>(i), grad, data,
-                                                                       strides_of(gradients[i]));
-    check_launch();
+    gradients.push_back(torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(),
+                                             std::nullopt, memory_format(f)));
+    pointers.data[i] = static_cast<F*>(gradients[i].mutable_data_ptr());
+    pointers.strides[i] = strides_of(gradients[i]);
   }
+  const int64_t blocks = backward_features_blocks(p.problem);
+  if (blocks == 0) return gradients;
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "sa_roi_align_backward: too many pixels for one launch");
+  const F* data = static_cast<const F*>(grad.const_data_ptr());
+  choose_path<F>(fits_vectors<F>({grad}, p.problem.channels), [&](auto v) {
+    backward_features_kernel<F, T, v()>
+        <<<blocks, kThreads, 0, current_stream(grad)>>>(p.problem, data, pointers);
+  });
+  check_launch();
   return gradients;
 }
 
 template <class F, class T>
-Tensor mask_gradient(const Arguments& a, const Problem<F, T>& problem, const T* grad) {
+Tensor mask_gradient(const Arguments& a, const Prepared<F, T>& p, const Tensor& grad) {
   Tensor gradient = torch::stable::empty(a.prob->sizes(), a.sum_type(), std::nullopt, a.prob->device());
   if (gradient.numel() > 0) {
-    T* data = static_cast<T*>(gradient.mutable_data_ptr());
-    backward_masks_kernel<<<problem.num_rois, kThreads, 0, current_stream(gradient)>>>(problem, grad, data);
+    std::vector<Tensor> read = p.features;
+    read.push_back(grad);
+    const F* data = static_cast<const F*>(grad.const_data_ptr());
+    T* masks = static_cast<T*>(gradient.mutable_data_ptr());
+    choose_path<F>(fits_vectors<F>(read, p.problem.channels), [&](auto v) {
+      backward_masks_kernel<F, T, v()>
+          <<<p.problem.num_rois, kThreads, 0, current_stream(gradient)>>>(p.problem, data, masks);
+    });
     check_launch();
   }
   return torch::stable::to(gradient, a.prob->scalar_type());
@@ -112,10 +165,10 @@ Tensor mask_gradient(const Arguments& a, const Problem<F, T>& problem, const T* 
 template <class F, class T>
 Gradients differentiate(const Arguments& a, const Tensor& grad, bool need_f, bool need_p) {
   const Prepared<F, T> p = prepare<F, T>(a);
-  const Tensor dense = torch::stable::contiguous(torch::stable::to(grad, a.sum_type()), MemoryFormat::ChannelsLast);
-  const T* data = static_cast<const T*>(dense.const_data_ptr());
-  return {need_f ? feature_gradients(a, p.problem, data) : a.no_feature_gradients(),
-          need_p && a.prob ? mask_gradient(a, p.problem, data) : a.no_gradient()};
+  const Tensor typed = torch::stable::to(grad, a.features[0].scalar_type());
+  const Tensor nhwc = torch::stable::contiguous(typed, MemoryFormat::ChannelsLast);
+  return {need_f ? feature_gradients(a, p, nhwc) : a.no_feature_gradients(),
+          need_p && a.prob ? mask_gradient(a, p, nhwc) : a.no_gradient()};
 }
 
 Tensor sa_roi_align(std::vector<Tensor> features, Tensor rois, std::optional<Tensor> prob,
