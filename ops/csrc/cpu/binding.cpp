@@ -23,7 +23,7 @@ Tensor pool(const Arguments& a) {
   const Call<F, T> call(a);
   const int64_t channels = call.channels;
   Tensor output = a.new_output();
-  F* const data = fresh_data<F>(output);
+  F* const data = static_cast<F*>(output.mutable_data_ptr());
   const auto target = [&](int64_t first) {
     return Pooled<F>{data, channels, first, is_channels_last(a.features[0])};
   };
@@ -53,7 +53,7 @@ std::vector<Tensor> feature_gradients(const Arguments& a, const Call<F, T>& call
   std::vector<F*> levels;
   for (const Tensor& f : a.features) {
     gradients.push_back(a.new_feature_gradient(f));
-    levels.push_back(fresh_data<F>(gradients.back()));
+    levels.push_back(static_cast<F*>(gradients.back().mutable_data_ptr()));
   }
   const auto data = [&](const Group& g) { return levels[g.level] + call.plane_offset(g); };
   // Where the gradient can hold the sums themselves, they need no buffer.

@@ -15,7 +15,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../arguments.h"
-#include "pages.h"
 #include "problem.h"
 
 namespace mrrcnn {
@@ -39,13 +38,6 @@ inline bool is_channels_last(const torch::stable::Tensor& t) {
 
 inline torch::stable::Tensor dense(const torch::stable::Tensor& t) {
   return torch::stable::contiguous(t, memory_format(t));
-}
-
-// The memory of a fresh tensor of F, to be written.
-template <class F>
-F* fresh_data(torch::stable::Tensor& t) {
-  ask_for_huge_pages(t.mutable_data_ptr(), t.numel() * sizeof(F));
-  return static_cast<F*>(t.mutable_data_ptr());
 }
 
 // The RoIs on one image of one level; there may be none.
@@ -129,7 +121,7 @@ class Call {
     std::unique_ptr<F[]> buffer;
     for (const Group& g : groups) {
       if (g.rois.begin == g.rois.end || is_channels_last(features[g.level])) continue;
-      if (!buffer) buffer = new_buffer<F>(most_pixels() * std::min(kSlab, channels));
+      if (!buffer) buffer.reset(new F[most_pixels() * std::min(kSlab, channels)]);
       for (int64_t first = 0; first < channels; first += kSlab) {
         const int64_t count = std::min(kSlab, channels - first);
         turn(g, first, count, buffer.get());
@@ -149,7 +141,7 @@ class Call {
     std::copy_if(groups.begin(), groups.end(), std::back_inserter(some), wanted);
     const int64_t slabs = (channels + kSlab - 1) / kSlab, count = some.size();
     torch::stable::parallel_for(0, slabs * count, 1, [&](int64_t begin, int64_t end) {
-      const auto buffer = new_buffer<T>(most_pixels() * std::min(kSlab, channels));
+      const std::unique_ptr<T[]> buffer(new T[most_pixels() * std::min(kSlab, channels)]);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t first = item / count * kSlab;
         visit(some[item % count], first, std::min(kSlab, channels - first), buffer.get());
