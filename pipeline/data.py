@@ -15,6 +15,7 @@ from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.order import SampleOrder
 from shards.read import Sample, ShardDataset
+from shards.window import WindowOrder
 
 # A box thinner than this has no area in float32 to match anything with.
 MIN_SIDE_PX = 1e-2
@@ -77,6 +78,13 @@ def flip(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]
     return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip(-1)}
 
 
+def sample_order(dataset: ShardDataset, config: Config) -> SampleOrder | WindowOrder:
+    """Return the order that every training stage takes the samples in."""
+    if config.data.order == "window":
+        return WindowOrder(dataset.shard_sizes, config.data.order_window, config.seed, dataset.hash)
+    return SampleOrder(len(dataset), config.seed, dataset.hash)
+
+
 def training_batches(
     dataset: ShardDataset, config: Config, schedule: Schedule, rank: int, world: int, start_step: int
 ) -> Iterator[Batch]:
@@ -85,7 +93,7 @@ def training_batches(
     What is yielded depends on nothing but its arguments: not on workers, nor on what was read before.
     """
     batches = GlobalBatches(
-        SampleOrder(len(dataset), config.seed, dataset.hash),
+        sample_order(dataset, config),
         aspects=dataset.entries.aspects,
         batch=schedule.batch,
         accumulate=schedule.accumulate,

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from configs.load import parse_config
-from pipeline.data import TrainingSamples, first_batch, flip, training_batches, training_target
+from pipeline.data import (
+    TrainingSamples,
+    first_batch,
+    flip,
+    sample_order,
+    training_batches,
+    training_target,
+)
 from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.read import Sample, ShardDataset
@@ -24,10 +31,10 @@ def shards(tmp_path_factory):
     return ShardDataset(folder / "shards")
 
 
-def config(**train):
+def config(data=(), **train):
     schedule = {"iters": 6, "batch": 4, "warmup": 0}
-    tree = {"data": {"train": "-", "val": "-", "loader_workers": 0}, "train": {"baseline": schedule, **train}}
-    return parse_config(tree)
+    data = {"train": "-", "val": "-", "loader_workers": 0, **dict(data)}
+    return parse_config({"data": data, "train": {"baseline": schedule, **train}})
 
 
 def sample(annotations, height=20, width=30):
@@ -103,11 +110,21 @@ def test_ranks_share_out_the_same_global_batches(shards, window):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_and_loader_workers_change_nothing(shards, workers):
-    cfg = config()
-    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"loader_workers": workers})})
-    straight = everything(shards, config(), rank=0, world=1, start_step=0)
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_resuming_and_loader_workers_change_nothing(shards, workers, order):
+    straight = everything(shards, config({"order": order}), rank=0, world=1, start_step=0)
+    cfg = config({"order": order, "loader_workers": workers})
     assert everything(shards, cfg, rank=0, world=1, start_step=4) == straight[4:]
+
+
+def test_the_order_is_the_one_of_the_config(shards):
+    full, window = (sample_order(shards, config({"order": order})) for order in ("full", "window"))
+    narrow = sample_order(shards, config({"order": "window", "order_window": 1}))
+    streams = [[order.index(position) for position in range(24)] for order in (full, window, narrow)]
+    assert all(sorted(stream[:12]) == sorted(stream[12:]) == list(range(12)) for stream in streams)
+    assert streams[2] == [*range(12), *range(12)], "one shard, windows of one sample: nothing to shuffle"
+    assert streams[0] != streams[1] != streams[2]
+    assert len({order.identity for order in (full, window, narrow)}) == 3
 
 
 def test_first_batch_is_the_global_batch_of_the_refining_stage(shards):
@@ -123,8 +140,7 @@ def test_a_damaged_sample_is_named_in_one_line(shards, tmp_path, workers):
     copy = shutil.copytree(shards.directory, tmp_path / "shards")
     tar = next(copy.glob("*.tar"))
     tar.write_bytes(bytes(len(tar.read_bytes())))
-    cfg = config()
-    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"loader_workers": workers})})
+    cfg = config({"loader_workers": workers})
     with pytest.raises(BadInput) as raised:
         everything(ShardDataset(copy), cfg, rank=0, world=1, start_step=0)
     assert str(raised.value).startswith(f"{tar}, sample ") and "\n" not in str(raised.value)
