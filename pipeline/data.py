@@ -4,15 +4,15 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import Config, Schedule
+from pipeline.network.gt_masks import GroundTruthMasks
 from shards.batches import GlobalBatches
 from shards.errors import BadInput
-from shards.masks import decode_mask
+from shards.masks import compress_mask
 from shards.order import SampleOrder
 from shards.read import Sample, ShardDataset
 from shards.window import WindowOrder
@@ -45,7 +45,7 @@ class TrainingSamples(Dataset):
 
 
 def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
-    """Return boxes [G, 4] xyxy px, labels [G] 1..K, masks uint8 [G, H, W] and the image id.
+    """Return boxes [G, 4] xyxy px, labels [G] 1..K, masks (`GroundTruthMasks`, G) and the image id.
 
     Crowds are left out, as torchvision's reference does, and so are boxes without area: no RoI can
     match them. G may be 0.
@@ -60,12 +60,11 @@ def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
             continue
         boxes.append(box)
         labels.append(label_of[annotation["category_id"]])
-        masks.append(decode_mask(annotation["segmentation"], height, width))
-    stacked = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
+        masks.append(compress_mask(annotation["segmentation"], height, width))
     return {
         "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": torch.from_numpy(stacked),
+        "masks": GroundTruthMasks(masks, (height, width)),
         "image_id": sample.image_id,
     }
 
@@ -75,7 +74,7 @@ def flip(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]
     x1, y1, x2, y2 = target["boxes"].unbind(1)
     width = image.shape[-1]
     boxes = torch.stack([width - x2, y1, width - x1, y2], 1)
-    return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip(-1)}
+    return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip()}
 
 
 def sample_order(dataset: ShardDataset, config: Config) -> SampleOrder | WindowOrder:
