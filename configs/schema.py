@@ -34,13 +34,19 @@ Source = Annotated[
 
 
 class Data(Section):
-    """Where samples come from: shards, or images and annotations to be sharded first."""
+    """Where samples come from: shards, or images and annotations to be sharded first.
+
+    `order=full` shuffles all samples of an epoch; `order=window`, for shards on a cold object store, takes
+    whole shards in turn and shuffles `order_window` samples at a time.
+    """
 
     train: Source
     val: Source
     on_bad: Literal["fail", "skip"] = "fail"
     repair: bool = False
     shard_size_mb: Positive = 256
+    order: Literal["full", "window"] = "full"
+    order_window: Positive = 8192
     loader_workers: Annotated[int, Field(ge=0)] = 2
 
 

@@ -31,6 +31,9 @@ def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:
         f"{need}.{name}": value for need in NEEDS[stage] for name, value in ledger.outputs(need).items()
     }
     trained = _under(keys, "seed", "model.", "train.precision", "train.hflip", "train.aspect_window")
+    if config.data.order == "window":
+        # The full order has no setting, and run directories from before there was another go on.
+        trained |= _under(keys, "data.order")
     if stage == "shard":
         files = {f"data.{split}": _split_hash(split, config, ledger) for split in ("train", "val")}
         return {**files, **_under(keys, "data.on_bad", "data.repair", "data.shard_size_mb")}

@@ -4,17 +4,18 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import Config, Schedule
+from pipeline.network.gt_masks import GroundTruthMasks
 from shards.batches import GlobalBatches
 from shards.errors import BadInput
-from shards.masks import decode_mask
+from shards.masks import compress_mask
 from shards.order import SampleOrder
 from shards.read import Sample, ShardDataset
+from shards.window import WindowOrder
 
 # A box thinner than this has no area in float32 to match anything with.
 MIN_SIDE_PX = 1e-2
@@ -44,7 +45,7 @@ class TrainingSamples(Dataset):
 
 
 def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
-    """Return boxes [G, 4] xyxy px, labels [G] 1..K, masks uint8 [G, H, W] and the image id.
+    """Return boxes [G, 4] xyxy px, labels [G] 1..K, masks (`GroundTruthMasks`, G) and the image id.
 
     Crowds are left out, as torchvision's reference does, and so are boxes without area: no RoI can
     match them. G may be 0.
@@ -59,12 +60,11 @@ def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
             continue
         boxes.append(box)
         labels.append(label_of[annotation["category_id"]])
-        masks.append(decode_mask(annotation["segmentation"], height, width))
-    stacked = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
+        masks.append(compress_mask(annotation["segmentation"], height, width))
     return {
         "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": torch.from_numpy(stacked),
+        "masks": GroundTruthMasks(masks, (height, width)),
         "image_id": sample.image_id,
     }
 
@@ -74,7 +74,14 @@ def flip(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]
     x1, y1, x2, y2 = target["boxes"].unbind(1)
     width = image.shape[-1]
     boxes = torch.stack([width - x2, y1, width - x1, y2], 1)
-    return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip(-1)}
+    return image.flip(-1), {**target, "boxes": boxes, "masks": target["masks"].flip()}
+
+
+def sample_order(dataset: ShardDataset, config: Config) -> SampleOrder | WindowOrder:
+    """Return the order that every training stage takes the samples in."""
+    if config.data.order == "window":
+        return WindowOrder(dataset.shard_sizes, config.data.order_window, config.seed, dataset.hash)
+    return SampleOrder(len(dataset), config.seed, dataset.hash)
 
 
 def training_batches(
@@ -85,7 +92,7 @@ def training_batches(
     What is yielded depends on nothing but its arguments: not on workers, nor on what was read before.
     """
     batches = GlobalBatches(
-        SampleOrder(len(dataset), config.seed, dataset.hash),
+        sample_order(dataset, config),
         aspects=dataset.entries.aspects,
         batch=schedule.batch,
         accumulate=schedule.accumulate,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.schema import Config, Schedule
 from pipeline.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
-from pipeline.data import Batch, first_batch, to_network, training_batches
+from pipeline.data import Batch, first_batch, sample_order, to_network, training_batches
 from pipeline.engine import momentum_by_name, restore, set_lr, start_engine
 from pipeline.lease import check_attempt
 from pipeline.model import build_model
@@ -67,11 +67,12 @@ def train(job: TrainJob) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     config, schedule = job.config, stage_schedule(job.config, job.stage)
     dataset = ShardDataset(job.shards)
+    order = sample_order(dataset, config).identity
     model = stage_model(job, dataset)
     engine = start_engine(model, schedule, config, world)
     folder = Path(job.run_dir, job.stage)
     check_attempt(job.run_dir, job.attempt)
-    first, window = _resume(engine, folder / "checkpoints", dataset)
+    first, window = _resume(engine, folder / "checkpoints", order)
     writer = RunLog(folder, rank, world, first)
     batches = training_batches(dataset, config, schedule, rank, world, first)
     model.train()
@@ -100,7 +101,7 @@ def train(job: TrainJob) -> None:
             writer.metrics(done, schedule, len(dataset), lr, window)
             window = _empty_window()
         if done % config.checkpoint_every == 0 or done == schedule.iters:
-            _save(engine, job, folder, done, window, dataset)
+            _save(engine, job, folder, done, window, order)
     _finish(engine, job, folder, dataset)
 
 
@@ -138,15 +139,15 @@ def weights_meta(config: Config, stage: str, dataset: ShardDataset) -> dict[str,
     }
 
 
-def _resume(engine: Any, checkpoints: Path, dataset: ShardDataset) -> tuple[int, dict[str, float]]:
+def _resume(engine: Any, checkpoints: Path, order: str) -> tuple[int, dict[str, float]]:
     # Rank 0 alone looks (and sets broken ones aside); the others must not race it.
     found = [newest_checkpoint(checkpoints) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     if found[0] is None:
         return 0, _empty_window()
     weights, momentum, state = load_checkpoint(found[0])
-    if state["dataset"] != dataset.hash:
-        raise ValueError(f"{found[0]}: was trained on other shards ({state['dataset']}, not {dataset.hash})")
+    if state["dataset"] != order:
+        raise ValueError(f"{found[0]}: was trained on other shards ({state['dataset']}, not {order})")
     restore(engine, weights, momentum)
     log.info("resumed from %s", found[0])
     return state["step"], state["window"]
@@ -210,7 +211,7 @@ def _empty_window() -> dict[str, float]:
     return {"steps": 0, "timed": 0, "seconds": 0.0}
 
 
-def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, dataset: ShardDataset) -> None:
+def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, order: str) -> None:
     momentum = momentum_by_name(engine)
     _check_finite({**engine.module.state_dict(), **momentum}, step)
     if dist.get_rank() == 0:
@@ -220,7 +221,7 @@ def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, dat
             "step": step,
             "seed": job.config.seed,
             "samples": step * stage_schedule(job.config, job.stage).batch,
-            "dataset": dataset.hash,
+            "dataset": order,
             "window": {**window, "timed": 0, "seconds": 0.0},
         }
         save_checkpoint(folder / "checkpoints", step, engine.module.state_dict(), momentum, state)

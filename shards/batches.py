@@ -1,10 +1,11 @@
 """Global batches cut out of the order of samples, and one rank's share of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from shards.errors import BadInput
 from shards.order import SampleOrder, permute, round_keys
+from shards.window import WindowOrder
 
 Batch = list[tuple[int, int]]
 
@@ -35,7 +36,7 @@ class GlobalBatches:
 
     def __init__(
         self,
-        order: SampleOrder,
+        order: SampleOrder | WindowOrder,
         *,
         batch: int,
         accumulate: int = 1,
@@ -68,23 +69,24 @@ class GlobalBatches:
         micro = self.batch // self.accumulate
         window = lru_cache(maxsize=1)(self._window)
         for step in range(self.start_step, self.stop_step):
-            samples = self._of_step(step, window)
             for first in range(0, self.batch, micro):
-                yield samples[first : first + micro][self.rank :: self.world]
+                mine = slice(first + self.rank, first + micro, self.world)
+                yield self._of_step(step, mine, window)
 
     def global_batch(self, step: int) -> Batch:
         """Return all `batch` samples of a step, in order; the same for every rank and world size."""
-        return self._of_step(step, self._window)
+        return self._of_step(step, slice(None), self._window)
 
-    def _of_step(self, step: int, window) -> Batch:
+    def _of_step(self, step: int, part: slice, window: Callable[[int], list[Batch]]) -> Batch:
         if not self.aspect_window:
-            return self._positions(step * self.batch, self.batch)
+            # One of thousands of ranks looks up no more than its own share.
+            return self._samples(range(step * self.batch, (step + 1) * self.batch)[part])
         number, place = divmod(step, self.aspect_window)
-        return window(number)[place]
+        return window(number)[place][part]
 
     def _window(self, number: int) -> list[Batch]:
         size = self.aspect_window * self.batch
-        samples = self._positions(number * size, size)
+        samples = self._samples(range(number * size, (number + 1) * size))
         # A stable sort: within its kind, each sample keeps its turn in the order.
         grouped = sorted(samples, key=lambda sample: self.aspects[sample[1]] < 1)
         batches = [grouped[first : first + self.batch] for first in range(0, size, self.batch)]
@@ -92,8 +94,8 @@ class GlobalBatches:
         keys = round_keys(self.order.seed, "window", number)
         return [batches[permute(place, self.aspect_window, keys)] for place in range(self.aspect_window)]
 
-    def _positions(self, first: int, count: int) -> Batch:
-        return [(position, self.order.index(position)) for position in range(first, first + count)]
+    def _samples(self, positions: range) -> Batch:
+        return [(position, self.order.index(position)) for position in positions]
 
 
 def legal_world_sizes(batch: int, accumulate: int) -> list[int]:

@@ -1,6 +1,7 @@
-"""COCO segmentations as pixel masks: polygons, compressed and uncompressed run lengths."""
+"""COCO segmentations as run lengths and as pixel masks: polygons, compressed and uncompressed runs."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -8,8 +9,23 @@ from pycocotools import mask as coco_mask
 from shards.errors import BadInput
 
 
+class RunLengths(TypedDict):
+    """A mask in a hundredth of its size, in pycocotools' form: `[height, width]` and packed counts."""
+
+    size: list[int]
+    counts: bytes
+
+
 def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
     """Return the mask, uint8 `[height, width]` of 0 and 1.
+
+    Arguments and errors are those of `compress_mask`.
+    """
+    return coco_mask.decode(compress_mask(segmentation, height, width))
+
+
+def compress_mask(segmentation: list | dict, height: int, width: int) -> RunLengths:
+    """Return the mask as checked run lengths, which `coco_mask.decode` takes as they are.
 
     Args:
         segmentation: as in COCO: a list of polygons `[x, y, x, y, ...]` in pixels (their union), or
@@ -20,14 +36,14 @@ def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarra
         BadInput: no segmentation of an image of this size; the message names the fault, not the place.
     """
     if isinstance(segmentation, dict):
-        return _decode_runs(segmentation, height, width)
+        return _compress_runs(segmentation, height, width)
     if not isinstance(segmentation, list):
         raise BadInput(f"segmentation is {type(segmentation).__name__}, neither a list of polygons nor RLE")
     if not segmentation:
-        return np.zeros((height, width), np.uint8)
+        return _pack([height * width], height, width)
     polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
     # The union is taken on the run lengths: one decode, however many polygons.
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 
 def run_lengths(counts: Sequence[int] | str | bytes) -> np.ndarray:
@@ -45,15 +61,18 @@ def run_lengths(counts: Sequence[int] | str | bytes) -> np.ndarray:
     return np.array(counts, np.int64)
 
 
-def _decode_runs(segmentation: dict, height: int, width: int) -> np.ndarray:
+def _compress_runs(segmentation: dict, height: int, width: int) -> RunLengths:
     size = segmentation.get("size")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise BadInput(f"RLE size is {repr(size)[:40]}, the image's [height, width] is [{height}, {width}]")
     runs = run_lengths(segmentation.get("counts"))
     if runs.sum() != height * width:
         raise BadInput(f"RLE counts add up to {runs.sum()}, the image has {height * width} pixels")
-    values = (np.arange(len(runs)) % 2).astype(np.uint8)
-    return np.repeat(values, runs).reshape(width, height).T
+    return _pack(runs.tolist(), height, width)
+
+
+def _pack(runs: list[int], height: int, width: int) -> RunLengths:
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
 
 
 def _unpack(text: str | bytes) -> np.ndarray:

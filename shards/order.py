@@ -3,6 +3,8 @@
 import hashlib
 from functools import lru_cache
 
+import numpy as np
+
 ROUNDS = 8
 WORD = (1 << 64) - 1
 
@@ -18,6 +20,9 @@ class SampleOrder:
         seed: of the run.
         dataset_hash: `ShardDataset.hash`; another data set gets another order.
 
+    Attributes:
+        identity: what the order depends on but the seed: the data set alone.
+
     Source: a Feistel network is a permutation for any round function (Luby and Rackoff 1988); cycle walking
     restricts it to `size` values (Black and Rogaway 2002).
     """
@@ -27,7 +32,7 @@ class SampleOrder:
             raise ValueError(f"an order of {size} samples; there must be at least 1")
         self.size = size
         self.seed = seed
-        self.dataset_hash = dataset_hash
+        self.dataset_hash = self.identity = dataset_hash
 
     def index(self, position: int) -> int:
         """Return the sample, 0..size-1, at a position of 0 or more."""
@@ -48,6 +53,17 @@ def permute(place: int, size: int, keys: tuple[int, ...]) -> int:
             return place
 
 
+def permute_all(size: int, keys: tuple[int, ...]) -> np.ndarray:
+    """Return `permute` of each of 0..size-1, int64 `[size]`, without a step of Python for each."""
+    half_bits = ((size - 1).bit_length() + 1) // 2
+    places = _feistel_all(np.arange(size, dtype=np.uint64), half_bits, keys)
+    outside = np.flatnonzero(places >= size)
+    while len(outside):
+        places[outside] = _feistel_all(places[outside], half_bits, keys)
+        outside = outside[places[outside] >= size]
+    return places.astype(np.int64)
+
+
 def round_keys(*parts: object) -> tuple[int, ...]:
     """Return the round keys that belong to a tuple of numbers and strings."""
     digest = hashlib.shake_128(repr(parts).encode()).digest(8 * ROUNDS)
@@ -63,6 +79,21 @@ def _feistel(value: int, half_bits: int, keys: tuple[int, ...]) -> int:
     for key in keys:
         left, right = right, left ^ (_mix(right ^ key) & mask)
     return left << half_bits | right
+
+
+def _feistel_all(values: np.ndarray, half_bits: int, keys: tuple[int, ...]) -> np.ndarray:
+    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix_all(right ^ np.uint64(key)) & mask)
+    return left << shift | right
+
+
+def _mix_all(words: np.ndarray) -> np.ndarray:
+    # uint64 wraps as `_mix` does with WORD.
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return words ^ words >> np.uint64(31)
 
 
 def _mix(word: int) -> int:

@@ -51,6 +51,7 @@ class ShardDataset(Dataset):
         categories: COCO categories by increasing id.
         label_of: category id -> label 1..K.
         category_of: label -> category id; label 0 is background and maps to 0.
+        shard_sizes: samples of each shard, in their order.
         hash: of all samples and categories; it does not depend on how they are cut into shards.
         has_annotations: False for an image list without ground truth (test-dev).
 
@@ -66,6 +67,7 @@ class ShardDataset(Dataset):
         self.categories: list[dict] = self.description["categories"]
         self.category_of = [0, *(category["id"] for category in self.categories)]
         self.label_of = {category: label for label, category in enumerate(self.category_of) if label}
+        self.shard_sizes = [shard["samples"] for shard in self.description["shards"]]
         self.hash: str = self.description["hash"]
         self.has_annotations: bool = self.description["has_annotations"]
         self._files: dict[int, int] = {}

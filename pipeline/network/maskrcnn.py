@@ -65,7 +65,8 @@ class MaskRCNN(nn.Module):
         Args:
             images: float [3, H, W] in 0..1.
             targets: boxes [G, 4] xyxy in the image's pixels, labels int64 [G] from 1, masks uint8
-                [G, H, W], position (the sample's place in the training order). G may be 0.
+                [G, H, W] or `GroundTruthMasks`, position (the sample's place in the training order).
+                G may be 0.
             seed: with `position`, decides which anchors and RoIs are sampled.
         """
         images, targets = self.transform(images, targets)

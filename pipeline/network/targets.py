@@ -101,13 +101,17 @@ def box_targets(coder: BoxCoder, assigned: Assigned, targets: list[dict]) -> Ten
 
 
 def mask_targets(assigned: Assigned, targets: list[dict]) -> Tensor:
-    """Return the matched masks cropped at the RoIs, float [n, 28, 28] in 0..1."""
+    """Return the matched masks cropped at the RoIs, float [n, 28, 28] in 0..1.
+
+    Only masks that a RoI is matched to are looked at, each once: see `GroundTruthMasks`.
+    """
     cropped = assigned.rois.new_zeros(len(assigned.rois), MASK_SIZE, MASK_SIZE)
     for image, target in enumerate(targets):
         rows = torch.where(assigned.rois[:, 0] == image)[0]
         if len(rows):
-            boxes, index = assigned.rois[rows, 1:], assigned.matched[rows]
-            cropped[rows] = project_masks_on_boxes(target["masks"], boxes, index, MASK_SIZE)
+            boxes, (used, index) = assigned.rois[rows, 1:], assigned.matched[rows].unique(return_inverse=True)
+            masks = target["masks"][used].to(boxes.device)
+            cropped[rows] = project_masks_on_boxes(masks, boxes, index, MASK_SIZE)
     return cropped
 
 

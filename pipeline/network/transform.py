@@ -5,6 +5,7 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from configs.schema import Model
+from pipeline.network.gt_masks import GroundTruthMasks, resize_masks
 
 MEAN = [0.485, 0.456, 0.406]
 STD = [0.229, 0.224, 0.225]
@@ -30,11 +31,9 @@ class ImageTransform(GeneralizedRCNNTransform):
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
         if target is not None:
             boxes = resize_boxes(target["boxes"], (height, width), size)
-            target = {**target, "boxes": boxes, "masks": _resize_masks(target["masks"], size)}
+            target = {**target, "boxes": boxes, "masks": _resize(target["masks"], size)}
         return image, target
 
 
-def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    if not len(masks):
-        return masks.new_zeros(0, *size)
-    return F.interpolate(masks[:, None], size=size)[:, 0]
+def _resize(masks: Tensor | GroundTruthMasks, size: tuple[int, int]) -> Tensor | GroundTruthMasks:
+    return masks.resize(size) if isinstance(masks, GroundTruthMasks) else resize_masks(masks, size)

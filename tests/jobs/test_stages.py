@@ -101,6 +101,8 @@ def test_what_does_not_change_the_result_may_change(bench):
     bench.run()
     changes = {
         "data__loader_workers": 0,
+        # Of no account while the order is the full one.
+        "data__order_window": 5,
         "debug__log_samples": True,
         "tracking__uri": "http://elsewhere",
         "tracking__experiment": "other",
@@ -147,6 +149,15 @@ def test_any_other_change_is_refused_naming_the_key_and_the_stage_to_redo(bench,
         (bench.run_dir / "ledger.json").read_bytes(),
         (bench.run_dir / "config.yaml").read_bytes(),
     )
+
+
+def test_another_order_is_another_training(bench):
+    bench.run()
+    with pytest.raises(BadInput, match=r"stage baseline .*data\.order was None, now window.*--redo baseline"):
+        bench.run(data__order="window")
+    assert bench.run(data__order="window", redo="baseline") == ALL[1:]
+    with pytest.raises(BadInput, match=r"data\.order_window was 8192, now 5"):
+        bench.run(data__order="window", data__order_window=5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from configs.load import parse_config
-from pipeline.data import TrainingSamples, first_batch, flip, training_batches, training_target
+from pipeline.data import (
+    TrainingSamples,
+    first_batch,
+    flip,
+    sample_order,
+    training_batches,
+    training_target,
+)
 from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.read import Sample, ShardDataset
@@ -24,10 +31,10 @@ def shards(tmp_path_factory):
     return ShardDataset(folder / "shards")
 
 
-def config(**train):
+def config(data=(), **train):
     schedule = {"iters": 6, "batch": 4, "warmup": 0}
-    tree = {"data": {"train": "-", "val": "-", "loader_workers": 0}, "train": {"baseline": schedule, **train}}
-    return parse_config(tree)
+    data = {"train": "-", "val": "-", "loader_workers": 0, **dict(data)}
+    return parse_config({"data": data, "train": {"baseline": schedule, **train}})
 
 
 def sample(annotations, height=20, width=30):
@@ -46,7 +53,8 @@ def test_boxes_are_corners_clipped_to_the_image_and_labels_are_contiguous():
     target = training_target(sample([square(2, 3, 10, 8), square(25, 15, 9, 9)]), {5: 2})
     assert target["boxes"].tolist() == [[2, 3, 12, 11], [25, 15, 30, 20]]
     assert target["labels"].tolist() == [2, 2]
-    assert target["masks"].shape == (2, 20, 30) and target["masks"][0].sum() == 80
+    masks = target["masks"][torch.arange(2)]
+    assert masks.shape == (2, 20, 30) and masks[0].sum() == 80
 
 
 def test_crowds_and_boxes_without_area_do_not_train():
@@ -54,7 +62,7 @@ def test_crowds_and_boxes_without_area_do_not_train():
     hair = square(20.00001, 4, 1e-6, 6)
     target = training_target(sample([crowd, square(4, 4, 0, 6), square(40, 3, 5, 5), hair]), {5: 1})
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
-    assert target["masks"].shape == (0, 20, 30)
+    assert len(target["masks"]) == 0 and target["masks"].size == (20, 30)
 
 
 def test_flipping_moves_image_boxes_and_masks_together():
@@ -62,7 +70,7 @@ def test_flipping_moves_image_boxes_and_masks_together():
     target = training_target(one, {5: 1})
     image, flipped = flip(one.image, target)
     assert torch.equal(image, one.image.flip(-1))
-    rows, columns = torch.where(flipped["masks"][0] > 0)
+    rows, columns = torch.where(flipped["masks"][torch.tensor([0])][0] > 0)
     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert flipped["boxes"][0].tolist() == [int(edge) for edge in box] == [18, 3, 28, 11]
     again_image, again = flip(image, flipped)
@@ -76,7 +84,7 @@ def test_masks_are_those_of_the_annotations(shards):
         decode_mask(a["segmentation"], raw.height, raw.width) for a in raw.annotations if not a["iscrowd"]
     ]
     _, target = TrainingSamples(shards, seed=0, hflip=0.0)[(0, place)]
-    assert np.array_equal(target["masks"].numpy(), np.stack(wanted))
+    assert np.array_equal(target["masks"][torch.arange(len(wanted))].numpy(), np.stack(wanted))
 
 
 def test_a_flip_depends_on_seed_and_position_only(shards):
@@ -103,11 +111,21 @@ def test_ranks_share_out_the_same_global_batches(shards, window):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_and_loader_workers_change_nothing(shards, workers):
-    cfg = config()
-    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"loader_workers": workers})})
-    straight = everything(shards, config(), rank=0, world=1, start_step=0)
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_resuming_and_loader_workers_change_nothing(shards, workers, order):
+    straight = everything(shards, config({"order": order}), rank=0, world=1, start_step=0)
+    cfg = config({"order": order, "loader_workers": workers})
     assert everything(shards, cfg, rank=0, world=1, start_step=4) == straight[4:]
+
+
+def test_the_order_is_the_one_of_the_config(shards):
+    full, window = (sample_order(shards, config({"order": order})) for order in ("full", "window"))
+    narrow = sample_order(shards, config({"order": "window", "order_window": 1}))
+    streams = [[order.index(position) for position in range(24)] for order in (full, window, narrow)]
+    assert all(sorted(stream[:12]) == sorted(stream[12:]) == list(range(12)) for stream in streams)
+    assert streams[2] == [*range(12), *range(12)], "one shard, windows of one sample: nothing to shuffle"
+    assert streams[0] != streams[1] != streams[2]
+    assert len({order.identity for order in (full, window, narrow)}) == 3
 
 
 def test_first_batch_is_the_global_batch_of_the_refining_stage(shards):
@@ -123,8 +141,7 @@ def test_a_damaged_sample_is_named_in_one_line(shards, tmp_path, workers):
     copy = shutil.copytree(shards.directory, tmp_path / "shards")
     tar = next(copy.glob("*.tar"))
     tar.write_bytes(bytes(len(tar.read_bytes())))
-    cfg = config()
-    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"loader_workers": workers})})
+    cfg = config({"loader_workers": workers})
     with pytest.raises(BadInput) as raised:
         everything(ShardDataset(copy), cfg, rank=0, world=1, start_step=0)
     assert str(raised.value).startswith(f"{tar}, sample ") and "\n" not in str(raised.value)
