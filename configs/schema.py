@@ -40,6 +40,7 @@ class Data(Section):
     val: Source
     on_bad: Literal["fail", "skip"] = "fail"
     repair: bool = False
+    max_pixels: Positive = 178_956_970
     shard_size_mb: Positive = 256
     loader_workers: Annotated[int, Field(ge=0)] = 2
 

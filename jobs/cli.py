@@ -78,19 +78,24 @@ def shard(
     on_bad: Annotated[
         Literal["fail", "skip"], typer.Option(help="Refuse errors, or skip and list them in OUT/report.json.")
     ] = "fail",
-    repair: Annotated[bool, typer.Option("--repair", help="Mend boxes and areas from the masks.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Do what is certain: clip, measure the masks, drop repeats.")
+    ] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images of more pixels are an error and are not decoded.")
+    ] = 178_956_970,
     shard_size_mb: Annotated[int, typer.Option(help="Largest shard, MiB.")] = 256,
 ) -> None:
     """Validate COCO data and write it as tar shards with an index; resumable."""
     import os
 
-    from jobs.summary import show_findings
+    from jobs.summary import showing_findings
     from shards.write import write_shards
 
     workers = workers or os.cpu_count() or 1
-    options = {"on_bad": on_bad, "repair": repair, "shard_size_mb": shard_size_mb}
-    write_shards(images, annotations, out, workers=workers, **options)
-    show_findings(out)
+    options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels, "shard_size_mb": shard_size_mb}
+    with showing_findings(out):
+        write_shards(images, annotations, out, workers=workers, **options)
 
 
 @app.command()
