@@ -122,6 +122,8 @@ def _begun(out: Path, identity: dict) -> dict | None:
     if (out / DESCRIPTION).is_file():
         description = _json_of(out / DESCRIPTION)
         if description.get("source") == identity:
+            # Left by a call that was killed, or found the disk full, at its very last step.
+            (out / PROGRESS).unlink(missing_ok=True)
             return description if _is_whole(out, description) else None
     elif not (out / PROGRESS).is_file() or _json_of(out / PROGRESS) == identity:
         return None
