@@ -44,6 +44,7 @@ class Data(Section):
     val: Source
     on_bad: Literal["fail", "skip"] = "fail"
     repair: bool = False
+    max_pixels: Positive = 178_956_970
     shard_size_mb: Positive = 256
     order: Literal["full", "window"] = "full"
     order_window: Positive = 8192

@@ -78,19 +78,24 @@ def shard(
     on_bad: Annotated[
         Literal["fail", "skip"], typer.Option(help="Refuse errors, or skip and list them in OUT/report.json.")
     ] = "fail",
-    repair: Annotated[bool, typer.Option("--repair", help="Mend boxes and areas from the masks.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Do what is certain: clip, measure the masks, drop repeats.")
+    ] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Images of more pixels are an error and are not decoded.")
+    ] = 178_956_970,
     shard_size_mb: Annotated[int, typer.Option(help="Largest shard, MiB.")] = 256,
 ) -> None:
     """Validate COCO data and write it as tar shards with an index; resumable."""
     import os
 
-    from jobs.summary import show_findings
+    from jobs.summary import showing_findings
     from shards.write import write_shards
 
     workers = workers or os.cpu_count() or 1
-    options = {"on_bad": on_bad, "repair": repair, "shard_size_mb": shard_size_mb}
-    write_shards(images, annotations, out, workers=workers, **options)
-    show_findings(out)
+    options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels, "shard_size_mb": shard_size_mb}
+    with showing_findings(out):
+        write_shards(images, annotations, out, workers=workers, **options)
 
 
 @app.command()
@@ -256,12 +261,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(code, str(error))
     except OSError as error:
-        if error.filename is None:
-            # A full or failing disk does not say which file.
-            _fail(1, f"{error.strerror or error}; make room, then the same command goes on")
+        fault = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         # A place the user named cannot be used; a full or failing disk is nobody's bad usage.
         usage = FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError
-        _fail(2 if isinstance(error, usage) else 1, f"{error.filename}: {error.strerror}; use another place")
+        if isinstance(error, usage):
+            _fail(2, f"{fault}; use another place")
+        _fail(1, f"{fault}; make room or use another disk, then the same command goes on")
     if code == INTERRUPTED:
         _fail(code, "interrupted; the same command goes on")
     sys.exit(code)
@@ -272,11 +277,11 @@ def _exit_code(error: Exception) -> int | None:
     from jobs.errors import JobFailed
     from pipeline.lease import LeaseHeld, StaleAttempt
     from pipeline.tracking.tracker import NotDelivered
-    from shards.errors import BadInput
+    from shards.errors import BadInput, CutShort
 
     if isinstance(error, BadInput | ConfigError | LeaseHeld):
         return 2
-    return 1 if isinstance(error, JobFailed | StaleAttempt | NotDelivered) else None
+    return 1 if isinstance(error, CutShort | JobFailed | StaleAttempt | NotDelivered) else None
 
 
 def _fail(code: int, message: str) -> None:

@@ -27,10 +27,12 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*columns, title=title)
+    table = Table(*columns, title=Text(title))
     for row in rows:
-        table.add_row(*row)
+        # Text: brackets in a cell are no markup.
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

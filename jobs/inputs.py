@@ -36,7 +36,10 @@ def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:
         trained |= _under(keys, "data.order")
     if stage == "shard":
         files = {f"data.{split}": _split_hash(split, config, ledger) for split in ("train", "val")}
-        return {**files, **_under(keys, "data.on_bad", "data.repair", "data.shard_size_mb")}
+        return {
+            **files,
+            **_under(keys, "data.on_bad", "data.repair", "data.max_pixels", "data.shard_size_mb"),
+        }
     if stage == "baseline":
         weights = {"model.weights": file_hash(config.model.weights)}
         return {**trained, **weights, **_under(keys, "train.baseline."), **_under(outputs, "shard.train")}

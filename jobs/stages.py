@@ -13,7 +13,7 @@ from jobs.console import say
 from jobs.inputs import shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
 from jobs.ledger import Ledger, hash_of
-from jobs.summary import show_findings
+from jobs.summary import showing_findings
 from jobs.track import note_results, tracking
 from pipeline.lease import acquire
 from pipeline.tracking.uri import redact
@@ -82,9 +82,10 @@ def shard(run: Run) -> None:
             from shards.write import write_shards
 
             out = shards_of(run.path, run.config, split)
-            options = {"on_bad": data.on_bad, "repair": data.repair, "shard_size_mb": data.shard_size_mb}
-            write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
-            show_findings(out)
+            keys = {"on_bad", "repair", "max_pixels", "shard_size_mb"}
+            with showing_findings(out):
+                options = data.model_dump(include=keys)
+                write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
     check_splits(*(shards_of(run.path, run.config, split) for split in ("train", "val")))
 
 

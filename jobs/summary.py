@@ -1,6 +1,8 @@
 """What a finished run shows: AP of the networks side by side, and where to look next."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +32,35 @@ def show_summary(run_dir: Path) -> None:
     say(f"MLflow:  mlflow ui --backend-store-uri {uri}" if local else f"MLflow:  {uri}")
 
 
+@contextmanager
+def showing_findings(shards: Path) -> Iterator[None]:
+    """Print what the body's sharding found, also when it refuses the data set for it."""
+    from shards.findings import Refused
+
+    try:
+        yield
+    except Refused:
+        show_findings(shards)
+        raise
+    show_findings(shards)
+
+
 def show_findings(shards: Path) -> None:
-    """Print what `shard` read, kept and found in a data set."""
+    """Print what `shard` read and kept, and a row for each kind of finding with the first one as example."""
     report = json.loads((shards / "report.json").read_text(encoding="utf-8"))
     kept, read = report["kept"], report["read"]
     say(
         f"{shards}: {kept['images']} of {read['images']} images and "
         f"{kept['annotations']} of {read['annotations']} annotations are in"
     )
-    found = [
-        [word, kind, str(count)] for word in ("errors", "warnings") for kind, count in report[word].items()
+    rows = [
+        _row_of(count, next(found for found in report["findings"] if found["kind"] == kind))
+        for word in ("errors", "warnings")
+        for kind, count in report[word].items()
     ]
-    if found:
-        show_table(f"each is listed in {shards / 'report.json'}", ["", "finding", "count"], found)
+    if rows:
+        columns = ["", "finding", "count", "such as", "done", "what --repair does"]
+        show_table(f"each is listed in {shards / 'report.json'}", columns, rows)
 
 
 def show_statistics(found: dict[str, Any]) -> None:
@@ -58,6 +76,14 @@ def show_metrics(metrics: dict[str, dict[str, Any]]) -> None:
     """Print a row of AP, in percent, for each of {name: metrics.json's content}."""
     rows = [[name, *map(_percent, _values(one))] for name, one in metrics.items()]
     show_table("AP in percent", ["", *COLUMNS], rows)
+
+
+def _row_of(count: int, example: dict[str, Any]) -> list[str]:
+    ids = [f"{name} {example[f'{name}_id']}" for name in ("annotation", "image")]
+    known = [shown for shown in ids if not shown.endswith("None")]
+    where = ", ".join(known) or Path(example["file"]).name
+    repair = example["repair"] or "-"
+    return [example["severity"], example["kind"], str(count), where, example["action"], repair]
 
 
 def _values(metrics: dict[str, Any]) -> list[float | None]:

@@ -1,13 +1,14 @@
 """Whether an annotation agrees with its image and with itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
 from shards.boxes import box_of
 from shards.errors import BadInput
 from shards.files import encode_json
-from shards.findings import Finding
+from shards.findings import ACTION, Finding
 from shards.masks import decode_mask
 from shards.repair import repaired
 from shards.source import ImageRow, is_number
@@ -19,8 +20,6 @@ EDGE_PX = 1e-3
 # Thinner boxes have no area in float32.
 MIN_SIDE_PX = 1e-2
 
-_ACTION = {"error": "refused", "warning": "kept"}
-
 
 def check_annotation(
     encoded: bytes, row: ImageRow, file: str, repair: bool
@@ -28,18 +27,21 @@ def check_annotation(
     """Return the annotation as it goes into the shard, None if it is dropped, and its findings.
 
     Errors come back with action "refused", the annotation still there: what to do about them is the
-    caller's. With `repair` the certain repairs are done, and the findings say which.
+    caller's. Each finding says what the certain repairs make of it; with `repair` they are done.
     """
     annotation = json.loads(encoded)
     faults, measured = _faults(annotation, row)
     ids = {"image_id": row.image_id, "annotation_id": annotation["id"]}
     findings = [
-        Finding(severity, kind, file, message, remedy, action=_ACTION[severity], **ids)
+        Finding(severity, kind, file, message, remedy, action=ACTION[severity], **ids)
         for severity, kind, message, remedy in faults
     ]
-    if not (repair and findings):
+    if not findings:
         return encoded, findings
     mended, findings = repaired(annotation, findings, measured, row)
+    if not repair:
+        return encoded, findings
+    findings = [replace(finding, action=finding.repair or finding.action) for finding in findings]
     return None if mended is None else encode_json(mended), findings
 
 
@@ -120,7 +122,7 @@ def _disagreements(annotation: dict, measured: np.ndarray) -> list[tuple[str, st
         faults.append(("warning", "area_missing", "has no area", "take it from the mask (--repair)"))
     else:
         off = abs(area - measured[4])
-        if off > AREA_SHARE * area and off > AREA_PX:
+        if area < 0 or (off > AREA_SHARE * area and off > AREA_PX):
             message = f"area is {area}, its mask covers {measured[4]:.0f} px"
             faults.append(("warning", "area_disagrees", message, "take it from the mask (--repair)"))
     if np.abs(np.array(box) - measured[:4]).max() > BBOX_PX:

@@ -4,12 +4,14 @@ import hashlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from shards.findings import Finding
+from shards.findings import ACTION, Finding
 from shards.source import ImageRow
 
 EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -17,6 +19,14 @@ EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 CONTAINED = {"MPO": "JPEG"}
 # 179 megapixels: what Pillow holds for an attack; a decoded RGB image of this size takes half a gigabyte.
 MAX_PIXELS = 178_956_970
+# The EXIF orientations that are not "as stored"; from 5 on they swap width and height.
+TURNED = range(2, 9)
+SWAPPED = range(5, 9)
+# What Pillow raises on damage, depending on where it sits; SyntaxError is for broken PNG chunks.
+DAMAGE = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error)
+
+# (severity, kind, message, remedy)
+Fault = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -28,27 +38,30 @@ class ImageFile:
     sha256: str
 
 
-def check_image(row: ImageRow, directory: Path) -> ImageFile | Finding:
-    """Return what the shard needs to know of an image, or the error that it has.
+def check_image(row: ImageRow, directory: Path, max_pixels: int) -> tuple[ImageFile | None, list[Finding]]:
+    """Return what the shard needs to know of an image, None if it cannot be used, and its findings.
 
-    The file is decoded to its last row; its EXIF orientation is ignored, as COCO's boxes do.
+    The file is decoded to its last row. Greyscale, CMYK, palette and 16-bit images decode to RGB as they
+    are. An EXIF orientation is ignored, as COCO's boxes do, and warned of. Errors have action "refused".
+
+    Args:
+        max_pixels: width x height beyond which an image is not decoded.
     """
-    fault = _name_fault(row.file_name)
-    if fault is None:
-        path = directory / row.file_name
-        try:
-            content = path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "no usable name"
-            fault = ("image_missing", f"cannot be read ({reason})", "restore the file or remove the image")
-        else:
-            fault = _content_fault(content, row)
-    if fault is not None:
-        kind, message, remedy = fault
-        # repr: a hostile name shall not write control characters to the terminal.
-        name = str(directory / row.file_name) if row.file_name.isprintable() else repr(row.file_name)
-        return Finding("error", kind, name, message, remedy, row.image_id)
-    return ImageFile(_extension(row.file_name)[1:], len(content), hashlib.sha256(content).hexdigest())
+    content, faults = b"", _name_faults(row.file_name)
+    if not faults:
+        content, faults = _read(directory / row.file_name)
+    if not faults:
+        faults = _content_faults(content, row, max_pixels)
+    # repr: a hostile name shall not write control characters to the terminal.
+    name = str(directory / row.file_name) if row.file_name.isprintable() else repr(row.file_name)
+    findings = [
+        Finding(severity, kind, name, message, remedy, row.image_id, action=ACTION[severity])
+        for severity, kind, message, remedy in faults
+    ]
+    if any(finding.severity == "error" for finding in findings):
+        return None, findings
+    checksum = hashlib.sha256(content).hexdigest()
+    return ImageFile(_extension(row.file_name)[1:], len(content), checksum), findings
 
 
 def leads_out(file_name: str) -> bool:
@@ -67,35 +80,84 @@ def _extension(file_name: str) -> str:
     return PurePosixPath(file_name).suffix.lower()
 
 
-def _name_fault(file_name: str) -> tuple[str, str, str] | None:
+def _name_faults(file_name: str) -> list[Fault]:
     if leads_out(file_name):
-        return "image_path", "file_name leads out of the image folder", "use a path inside --images"
+        message = "file_name leads out of the image folder"
+        return [("error", "image_path", message, "use a path inside --images")]
     if _extension(file_name) not in EXTENSIONS:
-        return "image_format", "is neither .jpg nor .png", "convert it"
-    return None
+        return [("error", "image_format", "is neither .jpg nor .png", "convert it")]
+    return []
 
 
-def _content_fault(content: bytes, row: ImageRow) -> tuple[str, str, str] | None:
+def _read(path: Path) -> tuple[bytes, list[Fault]]:
+    try:
+        # A pipe under an image's name would never end.
+        if path.is_file() or not path.exists():
+            return path.read_bytes(), []
+        reason = "no regular file"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no usable name"
+    remedy = "restore the file or remove the image"
+    return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
+
+
+def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
     remedy = "restore the file or remove the image"
     try:
-        with warnings.catch_warnings():
+        with _without_pillows_cap(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-            if image.width * image.height > MAX_PIXELS:
-                return "image_pixels", f"decodes to more than {MAX_PIXELS} pixels", "scale it down"
-            found = CONTAINED.get(image.format, image.format)
-            if found != EXTENSIONS[_extension(row.file_name)]:
-                return "image_format", f"is a {found} file by its content", "rename or convert it"
-            if image.size != (row.width, row.height):
-                sizes = f"is {image.width} x {image.height}, declared as {row.width} x {row.height}"
-                return "image_size", sizes, "correct width and height, and check that the boxes fit"
-            image.load()
-    # Pillow raises SyntaxError for broken PNG chunks and its own bomb error before we can measure.
-    except Image.DecompressionBombError:
-        return "image_pixels", f"decodes to more than {MAX_PIXELS} pixels", "scale it down"
+            faults = _header_faults(image, row, max_pixels)
+            if not faults:
+                image.load()
+                faults = _turn_faults(_orientation(image))
+            return faults
     except UnidentifiedImageError:
         what = "is no JPEG or PNG, whatever its name" if content else "is empty"
-        return "image_truncated", what, remedy
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error) as error:
-        return "image_truncated", f"cannot be decoded ({error})", remedy
-    return None
+        return [("error", "image_truncated", what, remedy)]
+    except DAMAGE as error:
+        return [("error", "image_truncated", f"cannot be decoded ({error})", remedy)]
+
+
+@contextmanager
+def _without_pillows_cap() -> Iterator[None]:
+    """Let Pillow open what is larger than its own constant: ours is measured first, and may be higher."""
+    theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = theirs
+
+
+def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[Fault]:
+    if image.width * image.height > max_pixels:
+        message = f"decodes to {image.width} x {image.height}, more than {max_pixels} pixels"
+        return [("error", "image_pixels", message, "scale it down or raise --max-pixels")]
+    found = CONTAINED.get(image.format, image.format)
+    if found != EXTENSIONS[_extension(row.file_name)]:
+        return [("error", "image_format", f"is a {found} file by its content", "rename or convert it")]
+    if image.size == (row.width, row.height):
+        return []
+    message = f"is {image.width} x {image.height}, declared as {row.width} x {row.height}"
+    orientation = _orientation(image)
+    if orientation in SWAPPED and image.size == (row.height, row.width):
+        message += f" as its EXIF orientation {orientation} turns it"
+        return [("error", "image_size", message, "turn the pixels and remove the orientation")]
+    return [("error", "image_size", message, "correct width and height, and check that the boxes fit")]
+
+
+def _turn_faults(orientation: int) -> list[Fault]:
+    if orientation not in TURNED:
+        return []
+    message = f"has EXIF orientation {orientation}, which viewers follow and training does not"
+    remedy = "check that its boxes fit the pixels as stored, or turn those and remove the orientation"
+    return [("warning", "image_orientation", message, remedy)]
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (as stored) where there is none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DAMAGE:
+        return 1
+    return value if value in TURNED else 1

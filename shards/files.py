@@ -21,12 +21,24 @@ def temporary_beside(path: Path) -> Path:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` so that `path` either does not change or holds all of it, even after a power cut."""
+    with whole_or_absent(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(content)
+        flush(stream)
+
+
+@contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """Yield the name to write, and flush, in the body; without an error it is `path` afterwards.
+
+    Raises:
+        OSError: of the body or the renaming, naming `path`: a full disk would not say which file.
+    """
     temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            flush(stream)
+        yield temporary
         rename_durably(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

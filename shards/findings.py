@@ -19,6 +19,7 @@ class Finding:
         message: what is wrong, with the offending value.
         remedy: what to do about it.
         action: what was done: "refused", "skipped", "kept", or what `--repair` did.
+        repair: what `--repair` makes of it; None where nothing is certain, and it stays as it is.
     """
 
     severity: str
@@ -29,6 +30,7 @@ class Finding:
     image_id: int | None = None
     annotation_id: int | None = None
     action: str = "kept"
+    repair: str | None = None
 
     @property
     def line(self) -> str:
@@ -42,16 +44,24 @@ class Finding:
         return " ".join(f"{where}: {self.message}; {self.remedy}".split())
 
 
+# What happens to a finding where nobody asks for anything else.
+ACTION = {"error": "refused", "warning": "kept"}
+
+
+class Refused(BadInput):
+    """The data set has errors; the report lists all of them."""
+
+
 def refuse_errors(findings: Iterable[Finding], report_path: str) -> None:
     """Return when no finding is a refused error.
 
     Raises:
-        BadInput: with the line of the first one and how many more the report lists.
+        Refused: with the line of the first one and how many more the report lists.
     """
     refused = [finding for finding in findings if finding.action == "refused"]
     if refused:
         more = f" ({len(refused) - 1} more in {report_path})" if len(refused) > 1 else ""
-        raise BadInput(refused[0].line + more)
+        raise Refused(refused[0].line + more)
 
 
 def report_of(findings: list[Finding], read: dict[str, int], kept: dict[str, int]) -> dict:

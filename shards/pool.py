@@ -6,7 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+
+from shards.errors import CutShort
 
 AHEAD = 4
 
@@ -16,6 +19,9 @@ def map_ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
 
     Only a few tasks a worker are in flight, so an iterator of tasks is not drawn into memory. Processes are
     spawned, not forked: the caller may hold threads, and a forked child may inherit a locked lock.
+
+    Raises:
+        CutShort: a process was killed.
     """
     if workers <= 1:
         yield from map(function, tasks)
@@ -30,6 +36,11 @@ def map_ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise CutShort(
+                "a worker process was killed, perhaps for want of memory; give fewer --workers, "
+                "the same command goes on"
+            ) from None
         finally:
             for future in waiting:
                 future.cancel()

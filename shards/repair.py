@@ -9,12 +9,13 @@ from shards.source import ImageRow
 
 BOX_FROM_MASK = {"box_malformed", "box_outside", "box_zero_size", "bbox_disagrees"}
 AREA_FROM_MASK = {"area_disagrees", "area_missing"}
+DROPPED = "annotation dropped"
 
 
 def repaired(
     annotation: dict, findings: list[Finding], measured: np.ndarray | None, row: ImageRow
 ) -> tuple[dict | None, list[Finding]]:
-    """Return the annotation mended, or None if it has to go, and the findings with what was done.
+    """Return the annotation mended, or None if it has to go, and the findings with what that does for each.
 
     A box past the edge is clipped; a box or an area that is wrong or disagrees with the mask is taken from
     it; an annotation without a usable mask is dropped. What else is wrong stays as it was.
@@ -23,19 +24,19 @@ def repaired(
         measured: `[5]` x, y, width, height and area of the mask in pixels, or None without a usable mask.
     """
     if measured is None:
-        return None, [replace(finding, action="annotation dropped") for finding in findings]
+        return None, [replace(finding, repair=DROPPED) for finding in findings]
     kinds = {finding.kind for finding in findings}
-    mended, actions = dict(annotation), {}
+    mended, done = dict(annotation), {}
     if "box_past_edge" in kinds:
         mended["bbox"] = _clipped(annotation["bbox"], row)
-        actions["box_past_edge"] = f"bbox clipped to {mended['bbox']}"
+        done["box_past_edge"] = f"bbox clipped to {mended['bbox']}"
     if kinds & BOX_FROM_MASK:
         mended["bbox"] = measured[:4].tolist()
-        actions |= dict.fromkeys(BOX_FROM_MASK, f"bbox taken from the mask: {mended['bbox']}")
+        done |= dict.fromkeys(BOX_FROM_MASK, f"bbox taken from the mask: {mended['bbox']}")
     if kinds & AREA_FROM_MASK:
         mended["area"] = float(measured[4])
-        actions |= dict.fromkeys(AREA_FROM_MASK, f"area taken from the mask: {mended['area']:.0f}")
-    return mended, [replace(found, action=actions.get(found.kind, found.action)) for found in findings]
+        done |= dict.fromkeys(AREA_FROM_MASK, f"area taken from the mask: {mended['area']:.0f}")
+    return mended, [replace(finding, repair=done.get(finding.kind)) for finding in findings]
 
 
 def _clipped(box: list[float], row: ImageRow) -> list[float]:

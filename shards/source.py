@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,9 @@ from shards.findings import Finding
 
 MAX_IMAGE_ID = 10**12 - 1
 MAX_NUMBER = 1e12
+# Far beyond COCO's 4 levels, far below where Python's JSON gives up, on whatever stack a reader stands.
+MAX_DEPTH = 100
+REPEATED = "entry dropped: it repeats the first one word for word"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def read_source(path: str | Path) -> Source:
 
 def is_number(value: Any) -> bool:
     """Return whether a JSON value is a finite number of sane size."""
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < MAX_NUMBER
+    # NaN is not below anything; isfinite would fail on a whole number beyond floats.
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER
 
 
 def _load(path: Path) -> tuple[dict, str]:
@@ -84,10 +87,14 @@ def _load(path: Path) -> tuple[dict, str]:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a COCO annotation file") from None
+    except MemoryError:
+        raise BadInput(f"{path}: does not fit into memory; cut it into several data sets") from None
     try:
         tree = json.loads(content)
     except RecursionError:
         raise BadInput(f"{path}: is nested too deep; give a COCO annotation file") from None
+    except MemoryError:
+        raise BadInput(f"{path}: does not fit into memory; cut it into several data sets") from None
     except ValueError as error:
         raise BadInput(f"{path}: is not JSON ({error}); give a COCO annotation file") from None
     if not isinstance(tree, dict):
@@ -114,8 +121,10 @@ def _check_categories(categories: list, path: Path) -> None:
         named = isinstance(category, dict) and isinstance(category.get("name"), str)
         if not named or type(category.get("id")) is not int or abs(category["id"]) > MAX_IMAGE_ID:
             raise BadInput(f"{path}: category number {place} lacks a whole-number id or a name; add it")
-        if not _encodable(category):
-            raise BadInput(f"{path}: category {category['id']} holds NaN or infinity; remove it")
+        if _encoded(category) is None:
+            raise BadInput(
+                f"{path}: category {category['id']} holds NaN, infinity or too deep a tree; remove it"
+            )
     twice = [key for key, count in Counter(category["id"] for category in categories).items() if count > 1]
     if twice:
         raise BadInput(f"{path}: category id {twice[0]} is used twice; give each category its own id")
@@ -124,13 +133,15 @@ def _check_categories(categories: list, path: Path) -> None:
 def _unique_images(images: list, file: str, findings: list[Finding]) -> dict[int, dict]:
     seats: dict[int, dict] = {}
     for place, image in enumerate(images):
-        fault = _image_fault(image, place)
+        fault, repair = _image_fault(image, place), None
         image_id = image.get("id") if isinstance(image, dict) and type(image.get("id")) is int else None
         if fault is None and image_id in seats:
             fault = ("duplicate_image_id", "is listed twice", "give each image its own id")
+            repeats = _encoded(image) is not None and _encoded(image) == _encoded(seats[image_id])
+            repair = REPEATED if repeats else None
         if fault is not None:
             kind, message, remedy = fault
-            findings.append(Finding("error", kind, file, message, remedy, image_id))
+            findings.append(Finding("error", kind, file, message, remedy, image_id, repair=repair))
         else:
             seats[image_id] = image
     return seats
@@ -169,11 +180,21 @@ def _group(
             seen.add(annotation["id"])
             grouped[annotation["image_id"]].append(encode_json(annotation))
             continue
-        kind, message, remedy = fault
-        ids = annotation if isinstance(annotation, dict) else {}
-        known = [ids.get(name) if type(ids.get(name)) is int else None for name in ("image_id", "id")]
-        findings.append(Finding("error", kind, file, message, remedy, *known))
+        findings.append(_finding(annotation, fault, file, grouped))
     return grouped
+
+
+def _finding(
+    annotation: Any, fault: tuple[str, str, str], file: str, grouped: dict[int, list[bytes]]
+) -> Finding:
+    kind, message, remedy = fault
+    ids = annotation if isinstance(annotation, dict) else {}
+    image_id, annotation_id = (
+        ids.get(name) if _is_id(ids.get(name)) else None for name in ("image_id", "id")
+    )
+    repeats = kind == "duplicate_annotation_id" and _encoded(annotation) in grouped.get(image_id, ())
+    repair = REPEATED if repeats else None
+    return Finding("error", kind, file, message, remedy, image_id, annotation_id, repair=repair)
 
 
 def _annotation_fault(
@@ -182,7 +203,7 @@ def _annotation_fault(
     if not isinstance(annotation, dict):
         return "annotation_malformed", f"annotation number {place} is no JSON object", "remove it"
     for name in ("id", "image_id", "category_id"):
-        if type(annotation.get(name)) is not int or abs(annotation[name]) > 1 << 62:
+        if not _is_id(annotation.get(name)):
             shown = repr(annotation.get(name))[:40]
             return (
                 "annotation_malformed",
@@ -202,14 +223,33 @@ def _annotation_fault(
     if annotation["category_id"] not in categories:
         shown = annotation["category_id"]
         return "unknown_category", f"has category_id {shown}, which is not listed", "add it to categories"
-    if not _encodable(annotation):
-        return "not_finite", "holds NaN, infinity or a text that is not Unicode", "give finite numbers"
+    if _encoded(annotation) is None:
+        return "not_finite", "holds NaN, infinity or too deep a tree", "give finite numbers"
     return None
 
 
-def _encodable(tree: object) -> bool:
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) <= 1 << 62
+
+
+def _encoded(tree: object) -> bytes | None:
+    """Return the bytes of a tree, None of one that JSON or its readers cannot hold."""
     try:
-        encode_json(tree)
+        encoded = encode_json(tree)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
+    # Counting brackets is cheap, and so few cannot nest too deep.
+    brackets = encoded.count(b"[") + encoded.count(b"{")
+    return None if brackets > MAX_DEPTH and _too_deep(tree) else encoded
+
+
+def _too_deep(tree: object) -> bool:
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        nodes = [node.values() if isinstance(node, dict) else node for node in level if _has_children(node)]
+        level = [child for children in nodes for child in children]
+    return any(_has_children(node) for node in level)
+
+
+def _has_children(node: object) -> bool:
+    return isinstance(node, dict | list)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.files import flush, rename_durably, sha256_of, temporary_beside, write_atomic
+from shards.files import flush, sha256_of, whole_or_absent, write_atomic
 from shards.index import index_name
 from shards.validate import Record
 
@@ -46,13 +46,9 @@ def write_shard(shard: Shard, images: Path, out: Path) -> dict:
     path, index_path = out / shard.name, out / index_name(shard.name)
     # The index is renamed into place after the shard, so an index means that its shard is whole.
     if not index_path.is_file() or not _is_planned(path, index_path, shard):
-        temporary = temporary_beside(path)
-        try:
+        with whole_or_absent(path) as temporary:
             _write_tar(temporary, shard, images)
             index = _index_of(temporary, shard)
-            rename_durably(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         write_atomic(index_path, json.dumps(index, separators=(",", ":")).encode())
     return {
         "name": shard.name,

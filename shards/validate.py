@@ -42,7 +42,7 @@ class Record:
 
 
 def validate(
-    source: Source, images: Path, *, workers: int = 1, on_bad: str = "fail", repair: bool = False
+    source: Source, images: Path, *, max_pixels: int, workers: int, on_bad: str, repair: bool
 ) -> tuple[list[Record], list[Finding]]:
     """Return the records to write, by increasing image id, and all findings, each with what was done.
 
@@ -51,11 +51,12 @@ def validate(
     "skip" the image or annotation is left out.
     """
     rename = {"refused": "skipped"} if on_bad == "skip" else {}
-    findings = [replace(finding, action="refused") for finding in source.findings]
+    findings = [_settled(finding, repair) for finding in source.findings]
     records = []
     check = partial(
         _check_rows,
         images=images,
+        max_pixels=max_pixels,
         file=str(source.path),
         repair=repair,
         skip=on_bad == "skip",
@@ -73,16 +74,22 @@ def _chunks(rows: list[ImageRow]) -> Iterator[list[ImageRow]]:
         yield rows[first : first + CHUNK]
 
 
+def _settled(finding: Finding, repair: bool) -> Finding:
+    """An entry that is broken as such: it is already left out, and the finding says by which right."""
+    return replace(finding, action=finding.repair if repair and finding.repair else "refused")
+
+
 def _check_rows(
-    rows: list[ImageRow], images: Path, file: str, repair: bool, skip: bool, annotated: bool
+    rows: list[ImageRow], images: Path, max_pixels: int, file: str, repair: bool, skip: bool, annotated: bool
 ) -> tuple[list[Record], list[Finding]]:
     records, findings = [], []
     for row in rows:
-        image = check_image(row, images)
-        if isinstance(image, Finding):
+        image, found = check_image(row, images, max_pixels)
+        if image is None:
             lost = f" (its {len(row.annotations)} annotations go with it)" if row.annotations else ""
-            findings.append(replace(image, message=image.message + lost, action="refused"))
+            findings += [replace(finding, message=finding.message + lost) for finding in found]
             continue
+        findings += found
         kept, found = _check_annotations(row, file, repair, skip)
         findings += found
         if annotated and not row.annotations:

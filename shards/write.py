@@ -5,11 +5,12 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from shards.check_image import leads_out
+from shards.check_image import MAX_PIXELS, leads_out
 from shards.errors import BadInput
 from shards.files import encode_json, only_writer, sha256_of, write_atomic
-from shards.findings import refuse_errors, report_of
+from shards.findings import Refused, refuse_errors, report_of
 from shards.index import DESCRIPTION, FORMAT, index_name
 from shards.pool import map_ordered
 from shards.source import Source, read_source
@@ -29,6 +30,7 @@ def write_shards(
     workers: int = 1,
     on_bad: str = "fail",
     repair: bool = False,
+    max_pixels: int = MAX_PIXELS,
     shard_size_mb: int = 256,
     name: str | None = None,
 ) -> dict:
@@ -44,13 +46,14 @@ def write_shards(
         workers: processes.
         on_bad: "fail" refuses any error, "skip" leaves the image or annotation out; both list it.
         repair: clip boxes, take boxes and areas from the masks, drop annotations without a usable mask.
+        max_pixels: an image of more pixels (width x height) is an error and is not decoded.
         shard_size_mb: a shard is closed when it would grow beyond this many MiB.
         name: shards are called NAME-000000.tar; by default as the annotation file.
 
     Raises:
         BadInput: an error in the source, another source in `out`, or an argument out of range.
     """
-    _check_arguments(workers, on_bad, shard_size_mb)
+    _check_arguments(workers, on_bad, max_pixels, shard_size_mb)
     out, images = Path(out), Path(images)
     if not images.is_dir():
         raise BadInput(f"{images}: is no folder; give the folder of the images")
@@ -60,6 +63,7 @@ def write_shards(
         "image_sizes_sha256": _hash_image_sizes(source, images),
         "on_bad": on_bad,
         "repair": repair,
+        "max_pixels": max_pixels,
         "shard_size_mb": shard_size_mb,
         "name": _shard_name(source.path.stem if name is None else name),
     }
@@ -68,17 +72,18 @@ def write_shards(
         finished = _begun(out, identity)
         if finished is not None:
             return finished
-        records = _validated(source, images, out, workers, on_bad, repair)
+        options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
+        records = _validated(source, images, out, workers, options)
         return _write_all(source, records, images, out, identity, workers)
 
 
-def _check_arguments(workers: int, on_bad: str, shard_size_mb: int) -> None:
-    if workers < 1:
-        raise BadInput(f"workers is {workers}; give at least 1")
+def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: int) -> None:
     if on_bad not in ("fail", "skip"):
         raise BadInput(f"on_bad is {on_bad!r}; give fail or skip")
-    if shard_size_mb < 1:
-        raise BadInput(f"shard_size_mb is {shard_size_mb}; give at least 1")
+    numbers = {"workers": workers, "max_pixels": max_pixels, "shard_size_mb": shard_size_mb}
+    for name, number in numbers.items():
+        if number < 1:
+            raise BadInput(f"{name} is {number}; give at least 1")
 
 
 def _make_folder(out: Path) -> None:
@@ -117,6 +122,8 @@ def _begun(out: Path, identity: dict) -> dict | None:
     if (out / DESCRIPTION).is_file():
         description = _json_of(out / DESCRIPTION)
         if description.get("source") == identity:
+            # Left by a call that was killed, or found the disk full, at its very last step.
+            (out / PROGRESS).unlink(missing_ok=True)
             return description if _is_whole(out, description) else None
     elif not (out / PROGRESS).is_file() or _json_of(out / PROGRESS) == identity:
         return None
@@ -143,9 +150,9 @@ def _json_of(path: Path) -> dict:
 
 
 def _validated(
-    source: Source, images: Path, out: Path, workers: int, on_bad: str, repair: bool
+    source: Source, images: Path, out: Path, workers: int, options: dict[str, Any]
 ) -> list[Record]:
-    records, findings = validate(source, images, workers=workers, on_bad=on_bad, repair=repair)
+    records, findings = validate(source, images, workers=workers, **options)
     kept = {"images": len(records), "annotations": sum(record.num_instances for record in records)}
     if any(finding.action == "refused" for finding in findings):
         kept = dict.fromkeys(kept, 0)
@@ -153,7 +160,7 @@ def _validated(
     write_atomic(out / REPORT, json.dumps(report, indent=1).encode())
     refuse_errors(findings, str(out / REPORT))
     if not records:
-        raise BadInput(f"{source.path}: no image is left after skipping; see {out / REPORT}")
+        raise Refused(f"{source.path}: no image is left after skipping; see {out / REPORT}")
     return records
 
 

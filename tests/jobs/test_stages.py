@@ -127,6 +127,7 @@ def test_inference_settings_redo_evaluation_and_report_only(bench):
         ("seed", "baseline"),
         ("data__repair", "shard"),
         ("data__shard_size_mb", "shard"),
+        ("data__max_pixels", "shard"),
         ("model__fpn_channels", "baseline"),
         ("train__baseline__lr", "baseline"),
         ("train__hflip", "baseline"),

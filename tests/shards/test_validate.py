@@ -1,12 +1,12 @@
 """Bad input is refused in one line with file, id and remedy; skipped or repaired, it is listed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shards import check_image
 from shards.errors import BadInput
 from shards.read import ShardDataset
 from tests.shards.coco_case import HEIGHT, WIDTH, annotation, compressed, polygon, rectangle
@@ -97,6 +97,11 @@ def test_each_error_can_be_skipped_and_is_counted_and_listed(case, kind):
     [
         (b"{", "is not JSON"),
         (b"[" * 100_000, "nested too deep"),
+        (
+            b'{"images": [1], "categories": [' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}",
+            "category number 0",
+        ),
+        (b'{"images": [' + b"9" * 5000 + b"]}", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "holds no JSON object"),
         (b'{"images": {}}', "'images' is no list"),
@@ -116,6 +121,26 @@ def test_a_file_that_is_wrong_as_a_whole_is_refused_even_when_skipping(case, con
     with pytest.raises(BadInput, match=words) as caught:
         write_shards(case.images, case.json, case.out, on_bad=on_bad)
     assert str(case.json) in str(caught.value)
+
+
+def test_a_file_beyond_the_memory_is_refused_in_one_line(case, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("shards.source.json.loads", full)
+    with pytest.raises(BadInput, match="does not fit into memory; cut it"):
+        case.shard()
+
+
+def test_an_annotation_that_is_too_deep_for_readers_is_an_error_of_its_own(case):
+    deep = 1
+    for _ in range(150):
+        deep = [deep]
+    edit(case, 1, attributes=deep)
+    edit(case, 2, attributes=[[]] * 150)
+    case.shard(on_bad="skip")
+    assert case.report()["errors"] == {"not_finite": 1}
+    assert "too deep" in case.report()["findings"][0]["message"]
 
 
 def test_missing_files_are_named(case):
@@ -141,12 +166,6 @@ def test_no_file_name_leads_out_of_the_image_folder(case, name):
     (case.root / "a.jpg").write_bytes((case.images / "a.jpg").read_bytes())
     rename(case, 7, name)
     with pytest.raises(BadInput, match="leads out of the image folder"):
-        case.shard()
-
-
-def test_more_pixels_than_the_cap_are_refused_before_decoding(case, monkeypatch):
-    monkeypatch.setattr(check_image, "MAX_PIXELS", WIDTH * HEIGHT - 1)
-    with pytest.raises(BadInput, match="decodes to more than 1199 pixels"):
         case.shard()
 
 
@@ -205,6 +224,58 @@ def test_repair_clips_and_recomputes_and_says_so(case):
     assert "clipped" in actions[6, "box_past_edge"]
     assert actions[5, "polygon_short"] == "annotation dropped"
     assert case.report()["dropped"] == {"images": 0, "annotations": 1}
+
+
+REPAIRS = {
+    "polygon_short": "annotation dropped",
+    "segmentation_missing": "annotation dropped",
+    "rle_size": "annotation dropped",
+    "mask_empty": "annotation dropped",
+    "box_malformed": "bbox taken from the mask: [4.0, 5.0, 20.0, 10.0]",
+    "box_outside": "bbox taken from the mask: [4.0, 5.0, 20.0, 10.0]",
+    "box_zero_size": "bbox taken from the mask: [4.0, 5.0, 20.0, 10.0]",
+    "bbox_disagrees": "bbox taken from the mask: [4.0, 5.0, 20.0, 10.0]",
+    "box_past_edge": "bbox clipped to [30, 20, 10, 10]",
+    "area_disagrees": "area taken from the mask: 200",
+    "area_missing": "area taken from the mask: 200",
+    "duplicate_annotation_id": "entry dropped: it repeats the first one word for word",
+    "duplicate_image_id": "entry dropped: it repeats the first one word for word",
+    **dict.fromkeys(["unknown_category", "unknown_image", "annotation_malformed", "not_finite"]),
+    **dict.fromkeys(["image_missing", "image_truncated", "image_size", "image_format", "image_path"]),
+}
+
+
+@pytest.mark.parametrize("kind", REPAIRS)
+def test_each_finding_says_what_repair_does_before_and_repair_does_it(case, kind):
+    (WARNINGS.get(kind) or DAMAGES[kind][0])(case)
+    if REPAIRS[kind] is None or kind not in WARNINGS:
+        with pytest.raises(BadInput):
+            case.shard()
+    else:
+        case.shard(on_bad="skip")
+    [before] = [found for found in case.report()["findings"] if found["kind"] == kind]
+    assert before["repair"] == REPAIRS[kind]
+    assert before["action"] == ("kept" if kind in WARNINGS else "refused")
+    shutil.rmtree(case.out)
+    case.shard(repair=True, on_bad="skip")
+    [after] = [found for found in case.report()["findings"] if found["kind"] == kind]
+    assert after == {**before, "action": REPAIRS[kind] or "skipped"}
+    assert case.report()["dropped"]["annotations"] <= (2 if kind.startswith("image") else 1)
+
+
+def test_a_repeated_id_with_other_content_is_not_certain(case):
+    case.tree["annotations"].append({**case.annotation(1), "category_id": 3})
+    case.tree["images"].append({**case.tree["images"][1], "file_name": "other.jpg"})
+    with pytest.raises(BadInput, match="image 7: is listed twice"):
+        case.shard(repair=True)
+    repairs = {found["kind"]: found["repair"] for found in case.report()["findings"]}
+    assert repairs["duplicate_image_id"] is None and repairs["duplicate_annotation_id"] is None
+
+
+def test_a_negative_area_disagrees_however_small(case):
+    edit(case, 1, area=-1, segmentation=polygon(4, 5, 4, 4), bbox=[4, 5, 4, 4])
+    case.shard(repair=True)
+    assert case.report()["warnings"]["area_disagrees"] == 1
 
 
 def test_repair_leaves_what_is_not_certain_to_on_bad(case):

@@ -104,7 +104,7 @@ def test_the_hash_is_of_the_samples_not_of_the_cut(synthetic, sharded, tmp_path)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shards import files, tars, write
+from shards import files, write
 
 plan = write.plan_shards
 write.plan_shards = lambda records, name, size: plan(records, name, size >> 3)
@@ -120,7 +120,6 @@ def killing(rename):
     return counted
 
 files.rename_durably = killing(files.rename_durably)
-tars.rename_durably = files.rename_durably
 write.write_shards(*sys.argv[1:4], shard_size_mb=1)
 """
 

@@ -1,0 +1,87 @@
+"""What the terminal shows of a data set: kept and found, one row a kind, refused or not."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from jobs.cli import main
+from jobs.summary import show_findings, showing_findings
+from shards.errors import BadInput
+from shards.synth import write_synthetic
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Two synthetic images, an annotation with a wrong area and one without a mask."""
+    write_synthetic(tmp_path, 2, seed=0, size=64)
+    path = tmp_path / "annotations/instances_train2017.json"
+    tree = json.loads(path.read_text())
+    tree["annotations"][0]["area"] += 1000
+    tree["annotations"][1]["segmentation"] = []
+    path.write_text(json.dumps(tree))
+    return tmp_path
+
+
+def shard(root, *options):
+    source = ["--images", str(root / "train2017"), "--annotations"]
+    annotations = str(root / "annotations/instances_train2017.json")
+    with pytest.raises(SystemExit) as ended:
+        main(["shard", *source, annotations, "--out", str(root / "out"), "--workers", "1", *options])
+    return ended.value.code or 0
+
+
+def row(printed, kind):
+    return next(line.split() for line in printed.splitlines() if kind in line)
+
+
+def test_a_refused_data_set_is_shown_as_a_table_before_the_one_line(capsys, damaged):
+    assert shard(damaged) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "has no segmentation" in shown.err
+    missing = "error segmentation_missing 1 annotation 2, image 1 refused annotation dropped"
+    assert row(shown.out, "segmentation_missing") == missing.split()
+    assert row(shown.out, "area_disagrees")[:7] == [
+        "warning",
+        "area_disagrees",
+        "1",
+        "annotation",
+        "1,",
+        "image",
+        "1",
+    ]
+    assert "kept" in row(shown.out, "area_disagrees")
+    assert "0 of 2 images" in shown.out
+
+
+def test_what_repair_did_is_shown(capsys, damaged):
+    assert shard(damaged, "--repair") == 0
+    shown = capsys.readouterr().out
+    assert "annotation dropped" in " ".join(row(shown, "segmentation_missing"))
+    assert "2 of 2 images" in shown
+
+
+def test_a_table_on_a_terminal_is_drawn_and_takes_brackets_as_text(capsys, damaged, monkeypatch):
+    shard(damaged)
+    report = damaged / "out/report.json"
+    report.write_text(report.read_text().replace("annotation dropped", "[red]dropped[/red]"))
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    show_findings(damaged / "out")
+    assert "│" in terminal.getvalue() and "[red]dropped[/red]" in terminal.getvalue()
+
+
+def test_an_old_report_is_not_shown_for_another_fault(capsys, damaged):
+    shard(damaged)
+    capsys.readouterr()
+    with pytest.raises(BadInput, match="other"), showing_findings(damaged / "out"):
+        raise BadInput("other")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_cap_of_pixels_is_an_option(capsys, damaged):
+    assert shard(damaged, "--max-pixels", "4095") == 2
+    assert "image_pixels" in capsys.readouterr().out

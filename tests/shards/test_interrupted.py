@@ -1,0 +1,115 @@
+"""A full or failing disk, a killed worker: told in one line, and nothing half-written looks done."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.errors import CutShort
+from shards.index import index_name
+from shards.pool import map_ordered
+from shards.write import write_shards
+from tests.shards.coco_case import Case
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.fixture
+def a_shard_an_image(monkeypatch):
+    from shards import write
+
+    plan = write.plan_shards
+    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))
+
+
+@pytest.fixture
+def undisturbed(case, tmp_path, a_shard_an_image) -> dict[str, bytes]:
+    case.json.write_text(json.dumps(case.tree))
+    write_shards(case.images, case.json, tmp_path / "undisturbed")
+    return contents(tmp_path / "undisturbed")
+
+
+def fail_at(monkeypatch, call: int, number: int) -> None:
+    """Let one fsync fail: everything that is written is flushed, so this is everywhere a disk can fail."""
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == call:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("shards.files.os.fsync", fsync)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_wherever_the_disk_fails_nothing_half_written_looks_done_and_the_same_call_completes(
+    case: Case, undisturbed, monkeypatch, tmp_path, number
+):
+    call, failed = 0, True
+    while failed:
+        call, failed = call + 1, False
+        out = tmp_path / f"out-{call}"
+        with monkeypatch.context() as patch:
+            fail_at(patch, call, number)
+            try:
+                write_shards(case.images, case.json, out)
+            except OSError as error:
+                failed = True
+                assert error.errno == number and error.filename.startswith(str(out))
+        if (out / "dataset.json").exists():
+            assert undisturbed.items() <= contents(out).items()
+        assert not list(out.glob(".*")), "half-written files are cleared away"
+        for index in out.glob("*.index.json"):
+            assert undisturbed[index.name] == index.read_bytes()
+            shard = index.name.replace(".index.json", ".tar")
+            assert undisturbed[shard] == (out / shard).read_bytes()
+        write_shards(case.images, case.json, out)
+        assert contents(out) == undisturbed
+    assert call > 20
+
+
+LIMITED = """
+import resource, sys
+from jobs.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(2_000, 1), (60_000, 1), (60_000, 2)])
+def test_a_file_that_cannot_grow_ends_the_command_with_1_and_one_line(synthetic, tmp_path, limit, workers):
+    """The kernel refuses the write itself, in the command or in its workers, as a full disk does."""
+    out = tmp_path / "out"
+    annotations = synthetic / "annotations/instances_train2017.json"
+    arguments = ["shard", "--images", synthetic / "train2017", "--annotations", annotations, "--out", out]
+    command = [sys.executable, "-c", LIMITED, str(limit), *map(str, arguments), "--workers", str(workers)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith(f"mrrcnn: {out}")
+    assert "File too large; make room" in ended.stderr
+    assert not list(out.glob("*.tar")) and not list(out.glob(".*")) and not (out / "dataset.json").exists()
+    description = write_shards(synthetic / "train2017", annotations, out)
+    for shard in description["shards"]:
+        assert (out / shard["name"]).stat().st_size == shard["bytes"]
+        assert (out / index_name(shard["name"])).is_file()
+
+
+def end_by_signal(task: int) -> int:
+    if task == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def test_a_killed_worker_is_told_in_one_line():
+    with pytest.raises(CutShort, match="was killed, perhaps for want of memory; give fewer --workers"):
+        list(map_ordered(end_by_signal, range(4), 2))
