@@ -31,7 +31,8 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # The cells are names out of other people's files: a [/b] there is no markup.
+    Console(markup=False, emoji=False).print(table)
 
 
 @contextmanager
