@@ -102,10 +102,10 @@ def shard(
 def inspect(
     directory: Annotated[Path, typer.Argument(help="A directory of shards.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the contact sheet.", show_default="the directory")
+        Path | None, typer.Option(help="Folder of the two pictures.", show_default="the directory")
     ] = None,
 ) -> None:
-    """Verify every checksum of a directory of shards; statistics and a contact sheet."""
+    """Verify every checksum of a directory of shards; statistics (also as a picture), a contact sheet."""
     from jobs.verbs import inspect_directory
 
     inspect_directory(directory, out)

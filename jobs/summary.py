@@ -12,6 +12,7 @@ from jobs.ledger import Ledger
 TITLES = {"baseline": "Mask R-CNN", "control": "control", "refined": "MR R-CNN"}
 COLUMNS = ("box AP", "box AP50", "mask AP", "mask AP50", "huddled box AP", "huddled mask AP")
 MOST_PICTURES = 8
+MOST_CATEGORIES = 30
 
 
 def show_summary(run_dir: Path) -> None:
@@ -65,11 +66,22 @@ def show_findings(shards: Path) -> None:
 
 def show_statistics(found: dict[str, Any]) -> None:
     """Print what `inspect` found in a directory of shards, damage last."""
-    rows = [[name.replace("_", " "), _in_words(value)] for name, value in found.items() if name != "damaged"]
+    apart = ("damaged", "categories")
+    rows = [[name.replace("_", " "), _in_words(value)] for name, value in found.items() if name not in apart]
     show_table("shards", ["", ""], rows)
+    _show_categories(found["categories"])
     say("every checksum is right" if not found["damaged"] else "damaged:")
     for line in found["damaged"]:
         say(f"  {line}")
+
+
+def _show_categories(counts: dict[str, int]) -> None:
+    order = sorted(counts, key=lambda name: (-counts[name], name))
+    shown, hidden = order[:MOST_CATEGORIES], order[MOST_CATEGORIES:]
+    rows = [[name, str(counts[name])] for name in shown]
+    if hidden:
+        rows.append([f"{len(hidden)} more", str(sum(counts[name] for name in hidden))])
+    show_table("instances of each category", ["category", "instances"], rows)
 
 
 def show_metrics(metrics: dict[str, dict[str, Any]]) -> None:

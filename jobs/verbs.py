@@ -91,7 +91,7 @@ def test_settings(overrides: list[str]) -> Test:
 
 
 def inspect_directory(directory: Path, out: Path | None) -> None:
-    """Verify a directory of shards, show its statistics and draw a contact sheet."""
+    """Verify a directory of shards, show its statistics, draw them and a contact sheet."""
     from jobs.summary import show_statistics
     from shards.inspect import inspect_shards
 

@@ -25,17 +25,21 @@ def box_iou(boxes: np.ndarray) -> np.ndarray:
     return iou
 
 
-def huddled(annotations: list[dict]) -> np.ndarray:
-    """Return which annotations of one image huddle, bool `[A]`.
+def largest_overlap(annotations: list[dict]) -> np.ndarray:
+    """Return the largest IoU of each annotation's box with another's in the image, float `[A]`, 0 if alone.
 
-    An instance huddles if its box overlaps another's at IoU >= 0.3, whatever the categories; a crowd neither
-    huddles nor makes others huddle.
+    Whatever the categories; a crowd has 0, and is nobody's other.
     """
-    result = np.zeros(len(annotations), bool)
+    result = np.zeros(len(annotations))
     single = np.flatnonzero([not annotation.get("iscrowd", 0) for annotation in annotations])
     if len(single) < 2:
         return result
     boxes = np.array([annotations[place]["bbox"] for place in single], float)
     boxes[:, 2:] += boxes[:, :2]
-    result[single] = box_iou(boxes).max(1) >= HUDDLED_IOU
+    result[single] = box_iou(boxes).max(1)
     return result
+
+
+def huddled(annotations: list[dict]) -> np.ndarray:
+    """Return which annotations of one image huddle, bool `[A]`: their largest overlap is 0.3 or more."""
+    return largest_overlap(annotations) >= HUDDLED_IOU

@@ -1,69 +1,69 @@
-"""A look at finished shards: every byte verified, what is in them counted, a sheet of examples drawn."""
+"""A look at finished shards: every byte verified, what is in them counted and drawn."""
 
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from shards.boxes import huddled
+from shards.boxes import HUDDLED_IOU
+from shards.charts import draw_charts
 from shards.errors import BadInput
 from shards.files import sha256_of
 from shards.read import ShardDataset
 from shards.sheet import draw_sheet
+from shards.tally import MEDIUM_PX, SMALL_PX, Tally
 
-SHEET = "contact_sheet.png"
-SMALL_PX, MEDIUM_PX = 32**2, 96**2
+SHEET, CHARTS = "contact_sheet.png", "statistics.png"
 
 
 def inspect_shards(directory: str | Path, out: str | Path | None = None) -> dict:
-    """Return what the shards hold, after reading each byte of them, and draw a contact sheet.
+    """Return what the shards hold, after reading each byte of them, and draw two pictures.
 
     Args:
         directory: what `mrrcnn shard` wrote.
-        out: the PNG to draw; `DIRECTORY/contact_sheet.png` by default.
+        out: the contact sheet's PNG; `DIRECTORY/contact_sheet.png` by default; `statistics.png` beside it.
 
     Returns:
         "damaged": one line for each fault, naming shard and sample; empty when all is well. "images",
         "instances", "crowds", "images_without_instances", "huddled" (share of the instances),
         "instances_per_image", "width_px", "height_px" (min, median, max), "area" (COCO's small, medium and
         large), "categories" (instances of each name), "hash", "contact_sheet" (path, None if no sample can
-        be drawn). Damaged samples are left out of the counts of instances.
+        be drawn), "statistics" (path). Damaged samples are left out of the counts of instances.
 
     Raises:
         BadInput: no finished data set there, or a damaged index.
     """
     dataset = ShardDataset(directory)
     damaged = list(_damaged_shards(dataset))
-    missing = {
-        number
-        for number, shard in enumerate(dataset.description["shards"])
-        if not (dataset.directory / shard["name"]).is_file()
-    }
-    counts: Counter = Counter()
-    categories = Counter({category["id"]: 0 for category in dataset.categories})
+    tally = Tally({category["id"]: category["name"] for category in dataset.categories})
     whole = []
-    for place in range(len(dataset)):
-        if dataset.entries.image(place).shard in missing:
-            continue
+    for place in _present(dataset):
         try:
             dataset.image_bytes(place)
-            annotations = dataset.annotations(place)["annotations"]
+            sample = dataset.annotations(place)
         except BadInput as error:
             damaged.append(str(error))
             continue
         whole.append(place)
-        _count(annotations, counts, categories)
+        tally.add(sample)
     path = Path(out) if out else Path(directory) / SHEET
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = dataset.entries.rows
     return {
         "damaged": damaged,
         "hash": dataset.hash,
         "shards": len(dataset.description["shards"]),
-        **_statistics(dataset, counts),
-        "categories": {category["name"]: categories[category["id"]] for category in dataset.categories},
+        **_statistics(rows, tally),
         "contact_sheet": draw_sheet(dataset, whole, path),
+        "statistics": draw_charts(rows, tally, path.with_name(CHARTS)),
     }
+
+
+def _present(dataset: ShardDataset) -> Iterator[int]:
+    """Yield the places of the samples whose shard is there: a missing shard is one line, not thousands."""
+    there = [(dataset.directory / shard["name"]).is_file() for shard in dataset.description["shards"]]
+    return (place for place in range(len(dataset)) if there[dataset.entries.image(place).shard])
 
 
 def _damaged_shards(dataset: ShardDataset) -> Iterator[str]:
@@ -88,32 +88,20 @@ def _strangers(path: Path) -> Iterator[str]:
         yield f"{path}: holds {name!r}, which this program did not write; do not unpack it"
 
 
-def _count(annotations: list[dict], counts: Counter, categories: Counter) -> None:
-    crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in annotations)
-    counts["crowds"] += crowds
-    counts["instances"] += len(annotations) - crowds
-    counts["empty"] += not annotations
-    counts["huddled"] += int(huddled(annotations).sum())
-    for annotation in annotations:
-        if annotation.get("iscrowd", 0):
-            continue
-        categories[annotation["category_id"]] += 1
-        area = annotation.get("area") or 0
-        counts["small" if area < SMALL_PX else "medium" if area < MEDIUM_PX else "large"] += 1
-
-
-def _statistics(dataset: ShardDataset, counts: Counter) -> dict:
-    rows = dataset.entries.rows
+def _statistics(rows: np.ndarray, tally: Tally) -> dict:
+    areas, overlaps = np.array(tally.areas), np.array(tally.overlaps)
+    small, below_large = int((areas < SMALL_PX).sum()), int((areas < MEDIUM_PX).sum())
     return {
-        "images": len(dataset),
-        "instances": counts["instances"],
-        "crowds": counts["crowds"],
-        "images_without_instances": counts["empty"],
-        "huddled": counts["huddled"] / counts["instances"] if counts["instances"] else None,
-        "area": {size: counts[size] for size in ("small", "medium", "large")},
+        "images": len(rows),
+        "instances": tally.instances,
+        "crowds": tally.crowds,
+        "images_without_instances": tally.empty,
+        "huddled": float((overlaps >= HUDDLED_IOU).mean()) if len(overlaps) else None,
+        "area": {"small": small, "medium": below_large - small, "large": len(areas) - below_large},
         "instances_per_image": _spread(rows["num_instances"]),
         "width_px": _spread(rows["width"]),
         "height_px": _spread(rows["height"]),
+        "categories": tally.by_name(),
     }
 
 

@@ -17,7 +17,10 @@ CROWD = (255, 255, 255)
 
 
 def draw_sheet(dataset: ShardDataset, places: list[int], path: Path) -> str | None:
-    """Return the path of a PNG of at most 24 of the samples, evenly spread; None if there are none."""
+    """Return the path of a PNG of at most 24 of the samples, evenly spread; None if there are none.
+
+    The folder of `path` exists.
+    """
     if not places:
         return None
     count = min(len(places), COLUMNS * ROWS)
@@ -32,7 +35,6 @@ def draw_sheet(dataset: ShardDataset, places: list[int], path: Path) -> str | No
         tile = tile.resize([max(1, round(side * scale)) for side in tile.size], Image.Resampling.BILINEAR)
         left, top = (TILE_PX - tile.width) // 2, (TILE_PX - tile.height) // 2
         sheet.paste(tile, (column * pitch + left, row * pitch + top))
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
     return str(path)
 

@@ -7,9 +7,9 @@ import pytest
 from configs.load import ConfigError
 from configs.schema import Test
 from jobs import demo
-from jobs.console import following, say
+from jobs.console import following, say, show_table
 from jobs.ledger import Ledger
-from jobs.summary import show_summary
+from jobs.summary import show_statistics, show_summary
 from jobs.verbs import default_workers, test_settings
 from pipeline.lease import acquire
 
@@ -87,3 +87,17 @@ def test_lines_that_workers_append_are_all_shown_also_the_last(tmp_path, capsys)
         say("driver")
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line != "driver"] == [f"  step {number}/50" for number in range(50)]
+
+
+def test_the_statistics_name_the_largest_categories_and_count_the_others(capsys):
+    counts = {f"kind {number}": number for number in range(40)}
+    show_statistics({"images": 3, "categories": counts, "damaged": ["a.tar: is missing"]})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [lines[5], lines[34], lines[35]] == ["kind 39 39", "kind 10 10", "10 more 45"]
+    assert lines[-1] == "a.tar: is missing"
+
+
+def test_names_out_of_a_data_set_are_no_markup(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show_table("a table", ["name"], [["[/b] :smile:"]])
+    assert "[/b] :smile:" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Inspection reads every byte, names what is damaged, counts right and draws a sheet."""
+"""Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
 
 import shutil
 import tarfile
@@ -6,8 +6,11 @@ import tarfile
 import pytest
 from PIL import Image
 
-from shards.boxes import huddled
+from shards import charts
+from shards.boxes import huddled, largest_overlap
 from shards.inspect import inspect_shards
+from shards.read import ShardDataset
+from shards.tally import Tally
 from tests.shards.coco_case import flip_byte
 
 
@@ -23,6 +26,9 @@ def test_whole_shards_are_counted_and_drawn(case):
     assert found["instances_per_image"] == {"min": 0, "median": 1.5, "max": 2}
     with Image.open(found["contact_sheet"]) as sheet:
         assert sheet.size == (4 * 260 - 4, 256)
+    assert found["statistics"] == str(case.root / "sheet" / "statistics.png")
+    with Image.open(found["statistics"]) as charts:
+        assert charts.format == "PNG" and min(charts.size) >= 600
 
 
 def test_damage_is_listed_with_shard_and_key_and_the_rest_is_still_counted(sharded, tmp_path):
@@ -56,6 +62,44 @@ def test_huddled_begins_at_an_iou_of_three_tenths(shift, expected):
     """Boxes of 10 x 1 shifted by s overlap at (10 - s) / (10 + s): 0.333 and 0.25."""
     boxes = [{"bbox": [0, 0, 10, 1]}, {"bbox": [shift, 0, 10, 1]}, {"bbox": [0, 0, 10, 1], "iscrowd": 1}]
     assert huddled(boxes).tolist() == [expected, expected, False]
+
+
+def test_the_largest_overlap_is_drawn_and_crowds_are_nobodys_other():
+    """Of three boxes in a row, 10 wide and 5 apart, the middle one overlaps both by a third."""
+    boxes = [{"bbox": [x, 0, 10, 1]} for x in (0, 5, 10)]
+    assert largest_overlap([*boxes, {"bbox": [0, 0, 10, 1], "iscrowd": 1}]).tolist() == [*[5 / 15] * 3, 0]
+
+
+def test_an_area_that_the_source_does_not_state_is_the_masks(case):
+    for annotation in case.tree["annotations"]:
+        del annotation["area"]
+    case.shard()
+    assert inspect_shards(case.out)["area"] == {"small": 3, "medium": 1, "large": 0}
+
+
+def test_an_image_list_without_annotations_is_drawn_too(case):
+    del case.tree["annotations"]
+    case.shard()
+    found = inspect_shards(case.out)
+    assert (found["instances"], found["huddled"]) == (0, None)
+    assert (case.out / "statistics.png").is_file()
+
+
+def test_the_picture_names_the_largest_categories_and_what_the_others_hold(monkeypatch, case, tmp_path):
+    case.shard()
+    rows = ShardDataset(case.out).entries.rows
+    names = {number: f"$ kind {number:02d}" for number in range(40)}
+    tally = Tally(names)
+    for number in names:
+        single = [{"bbox": [0, 0, 9, 9], "area": 81, "category_id": number}] * (number + 1)
+        tally.add({"annotations": single})
+    seen = []
+    monkeypatch.setattr(charts, "_finish", lambda axis, title, *labels: seen.append((axis, title)))
+    charts.draw_charts(rows, tally, tmp_path / "a.png")
+    axis, title = seen[-1]
+    assert title == "30 of 40 categories; 10 more hold 55"
+    assert [label.get_text() for label in axis.get_yticklabels()][:2] == [r"\$ kind 39", r"\$ kind 38"]
+    assert [bar.get_width() for bar in axis.patches] == list(range(40, 10, -1))
 
 
 def test_boxes_without_area_do_not_huddle():
