@@ -37,7 +37,8 @@ class Data(Section):
     """Where samples come from: shards, or images and annotations to be sharded first.
 
     `order=full` shuffles all samples of an epoch; `order=window`, for shards on a cold object store, takes
-    whole shards in turn and shuffles `order_window` samples at a time.
+    whole shards in turn and shuffles `order_window` samples at a time. `on_corrupt=quarantine` trains on
+    another sample in the place of one that is damaged in the shards; evaluation never does.
     """
 
     train: Source
@@ -46,6 +47,7 @@ class Data(Section):
     repair: bool = False
     max_pixels: Positive = 178_956_970
     shard_size_mb: Positive = 256
+    on_corrupt: Literal["fail", "quarantine"] = "fail"
     order: Literal["full", "window"] = "full"
     order_window: Positive = 8192
     loader_workers: Annotated[int, Field(ge=0)] = 2

@@ -24,7 +24,8 @@ def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:
     """Return every value that changes a stage's result, by config key or by the output it reads.
 
     Keys that are in no stage (workers, loader processes, logging, tracking, how often to
-    checkpoint) may change freely. Files count by content, so they may move.
+    checkpoint) may change freely, and so may `data.on_corrupt`: a run that a corrupt sample has stopped is
+    to go on, and without one it changes nothing. Files count by content, so they may move.
     """
     keys = _flatten(config.model_dump(mode="json"))
     outputs = {

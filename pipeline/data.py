@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from configs.schema import Config, Schedule
 from pipeline.network.gt_masks import GroundTruthMasks
 from shards.batches import GlobalBatches
-from shards.errors import BadInput
+from shards.errors import BadInput, CorruptSample
 from shards.masks import compress_mask
 from shards.order import SampleOrder
 from shards.read import Sample, ShardDataset
@@ -19,29 +19,62 @@ from shards.window import WindowOrder
 
 # A box thinner than this has no area in float32 to match anything with.
 MIN_SIDE_PX = 1e-2
+# Replacements of one sample in turn; with fewer than half of the samples corrupt, that many never happen.
+MAX_REPLACED = 64
 
 Batch = list[tuple[Tensor, dict[str, Any]]]
 
 
 class TrainingSamples(Dataset):
-    """Samples by (position in the order, index in the shards): the position seeds all chance."""
+    """Samples by (position in the order, index in the shards): the position seeds all chance.
 
-    def __init__(self, dataset: ShardDataset, seed: int, hflip: float):
-        self.dataset, self.seed, self.hflip = dataset, seed, hflip
+    With `on_corrupt="quarantine"`, another sample stands in for a corrupt one, chosen by the position too,
+    so that the same one does on every rank and after every resume.
+    """
+
+    def __init__(self, dataset: ShardDataset, seed: int, hflip: float, on_corrupt: str = "fail"):
+        self.dataset, self.seed, self.hflip, self.on_corrupt = dataset, seed, hflip, on_corrupt
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
-        """Return (image uint8 [3, H, W], target) of one sample, flipped by its position's chance."""
+        """Return (image uint8 [3, H, W], target) of one sample, flipped by its position's chance.
+
+        The target is `training_target`'s, `position`, and `corrupt`: what is wrong with each sample that
+        this one stands in for, mostly nothing.
+
+        Raises:
+            CorruptSample: with `on_corrupt="fail"`, the sample; else, so many that something else is wrong.
+        """
         position, index = place
-        sample = self.dataset[index]
-        target = training_target(sample, self.dataset.label_of)
-        target["position"] = position
-        image = sample.image
-        if random.Random(f"{self.seed}/{position}/hflip").random() < self.hflip:
+        image, target = self._sound(position, index)
+        if self._chance(position, "hflip").random() < self.hflip:
             image, target = flip(image, target)
-        return image, target
+        return image, {**target, "position": position}
+
+    def _sound(self, position: int, index: int) -> tuple[Tensor, dict[str, Any]]:
+        corrupt: list[str] = []
+        while True:
+            try:
+                image, target = self._load(index)
+                return image, {**target, "corrupt": corrupt}
+            except CorruptSample as error:
+                if self.on_corrupt == "fail" or len(corrupt) == MAX_REPLACED:
+                    raise
+                corrupt.append(str(error))
+            index = self._chance(position, f"replacement/{len(corrupt)}").randrange(len(self.dataset))
+
+    def _load(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        sample = self.dataset[index]
+        try:
+            return sample.image, training_target(sample, self.dataset.label_of)
+        except BadInput as error:
+            where = f"{self.dataset.directory}, image {sample.image_id}"
+            raise CorruptSample(f"{where}: {error}; make the shards again") from None
+
+    def _chance(self, position: int, what: str) -> random.Random:
+        return random.Random(f"{self.seed}/{position}/{what}")
 
 
 def training_target(sample: Sample, label_of: dict[int, int]) -> dict[str, Any]:
@@ -102,7 +135,7 @@ def training_batches(
         stop_step=schedule.iters,
         aspect_window=config.train.aspect_window,
     )
-    samples = TrainingSamples(dataset, config.seed, config.train.hflip)
+    samples = TrainingSamples(dataset, config.seed, config.train.hflip, config.data.on_corrupt)
     workers = config.data.loader_workers
     ahead = 4 if workers else None
     loader = DataLoader(
@@ -113,7 +146,7 @@ def training_batches(
     except BadInput as error:
         # A loader process puts its traceback before the line that the user needs.
         line = str(error).strip().splitlines()[-1]
-        raise BadInput(line.partition(f"{BadInput.__name__}: ")[2] or line) from None
+        raise BadInput(line.partition(f"{type(error).__name__}: ")[2] or line) from None
 
 
 def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], list[dict[str, Any]], int]:

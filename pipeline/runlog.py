@@ -25,12 +25,15 @@ class RunLog:
             _cut_back(folder / "samples.jsonl", step)
 
     def metrics(self, step: int, schedule: Schedule, size: int, lr: float, window: dict[str, float]) -> None:
-        """Append the mean of every loss term over the steps since the last line."""
+        """Append the mean of every loss term over the steps since the last line, and how many samples of
+        theirs were replaced because they are corrupt.
+        """
         if self.rank:
             return
-        clock = {name: window[name] for name in ("steps", "timed", "seconds")}
-        terms = {name: value / clock["steps"] for name, value in window.items() if name not in clock}
+        counts = {name: window[name] for name in ("steps", "timed", "seconds", "quarantined")}
+        terms = {name: value / counts["steps"] for name, value in window.items() if name not in counts}
         samples = step * schedule.batch
+        speed = schedule.batch * counts["timed"] / counts["seconds"] if counts["seconds"] else None
         line = {
             "step": step,
             "epoch": samples / size,
@@ -38,8 +41,9 @@ class RunLog:
             "lr": lr,
             "loss": terms.pop("total"),
             **terms,
+            "quarantined": counts["quarantined"],
             # Of the steps of this attempt: those before a resume took their time elsewhere.
-            "images_per_s": schedule.batch * clock["timed"] / clock["seconds"] if clock["seconds"] else None,
+            "images_per_s": speed,
         }
         _append(self.folder / "metrics.jsonl", [line])
         _say(step, schedule.iters, line)

@@ -19,6 +19,7 @@ from pipeline.lease import check_attempt
 from pipeline.model import build_model
 from pipeline.network.pretrained import load_pretrained
 from pipeline.network.weights import load_weights, save_weights
+from pipeline.quarantine import Quarantine
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
 from shards.read import ShardDataset
@@ -73,7 +74,7 @@ def train(job: TrainJob) -> None:
     folder = Path(job.run_dir, job.stage)
     check_attempt(job.run_dir, job.attempt)
     first, window = _resume(engine, folder / "checkpoints", order)
-    writer = RunLog(folder, rank, world, first)
+    writer, quarantine = RunLog(folder, rank, world, first), Quarantine(config.data.on_corrupt, world)
     batches = training_batches(dataset, config, schedule, rank, world, first)
     model.train()
     for step in range(first, schedule.iters):
@@ -84,6 +85,7 @@ def train(job: TrainJob) -> None:
         for _ in range(schedule.accumulate):
             batch = next(batches)
             ids += [target["image_id"] for _, target in batch]
+            window["quarantined"] += quarantine.count(batch)
             losses = _forward(engine, batch, config.seed, step, world)
             engine.backward(losses["loss"])
             engine.step()
@@ -150,7 +152,7 @@ def _resume(engine: Any, checkpoints: Path, order: str) -> tuple[int, dict[str, 
         raise ValueError(f"{found[0]}: was trained on other shards ({state['dataset']}, not {order})")
     restore(engine, weights, momentum)
     log.info("resumed from %s", found[0])
-    return state["step"], state["window"]
+    return state["step"], {**_empty_window(), **state["window"]}
 
 
 def _forward(engine: Any, batch: Batch, seed: int, step: int, world: int) -> dict[str, Tensor]:
@@ -208,7 +210,7 @@ def _add(window: dict[str, float], losses: dict[str, Any], accumulate: int) -> N
 
 
 def _empty_window() -> dict[str, float]:
-    return {"steps": 0, "timed": 0, "seconds": 0.0}
+    return {"steps": 0, "timed": 0, "seconds": 0.0, "quarantined": 0}
 
 
 def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, order: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from shards.errors import BadInput
+from shards.errors import BadInput, CorruptSample
 from shards.index import Index, Member, read_description, read_index
 from shards.masks import decode_mask
 
@@ -56,7 +56,8 @@ class ShardDataset(Dataset):
         has_annotations: False for an image list without ground truth (test-dev).
 
     Raises:
-        BadInput: no finished data set there, or a damaged index; on reading, a damaged sample, named.
+        BadInput: no finished data set there, or a damaged index; on reading, a shard that is not there.
+        CorruptSample: on reading, a damaged sample, named.
     """
 
     def __init__(self, directory: str | Path, verify: bool = True):
@@ -84,7 +85,7 @@ class ShardDataset(Dataset):
             image = _to_uint8(decode_image(_as_tensor(content), mode=ImageReadMode.RGB))
         except RuntimeError as error:
             reason = str(error).split("\n")[0]
-            raise BadInput(
+            raise CorruptSample(
                 f"{self._name(self.entries.image(place), place)}: cannot be decoded ({reason}); "
                 "convert the image and make the shards again"
             ) from None
@@ -117,7 +118,7 @@ class ShardDataset(Dataset):
     def _read(self, member: Member, place: int) -> bytes:
         content = os.pread(self._file(member.shard), member.size, member.offset)
         if self.verify and hashlib.sha256(content).digest() != member.sha256:
-            raise BadInput(
+            raise CorruptSample(
                 f"{self._name(member, place)}: its bytes do not match their checksum; "
                 "the shard is damaged, copy it again or make the shards again"
             )

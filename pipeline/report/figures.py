@@ -8,7 +8,7 @@ from pipeline.report.overlay import draw_instances, side_by_side
 from pipeline.scoring.bootstrap import Interval
 from pipeline.scoring.huddled import huddled_ids
 
-NOT_LOSSES = {"step", "epoch", "samples", "lr", "images_per_s", "loss"}
+NOT_LOSSES = {"step", "epoch", "samples", "lr", "images_per_s", "loss", "quarantined"}
 BLUE, ORANGE, GREY = "#0a5fb4", "#d95f02", "#8a939c"
 
 

@@ -10,7 +10,8 @@ def test_speed_is_that_of_the_steps_since_the_resume(tmp_path, monkeypatch):
     """A window of 20 steps of which 19 were taken before a kill: they took their time elsewhere."""
     monkeypatch.setattr(runlog.dist, "barrier", lambda: None)
     log = runlog.RunLog(tmp_path, 0, 1, 0)
-    window = {"steps": 20, "timed": 1, "seconds": 2.0, "total": 20.0}
+    window = {"steps": 20, "timed": 1, "seconds": 2.0, "quarantined": 3, "total": 20.0}
     log.metrics(20, Schedule(iters=100, steps=(), batch=8), 10, 0.1, window)
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["images_per_s"] == 4.0 and line["loss"] == 1.0
+    assert line["quarantined"] == 3, "a count, not a mean"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import torch
 from pipeline.lease import acquire
 from pipeline.network.weights import load_weights
 from shards.files import sha256_of
+from shards.read import ShardDataset
 from shards.synth import write_synthetic
 from shards.write import write_shards
+from tests.shards.coco_case import flip_byte
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -43,9 +46,9 @@ def straight(shards, tmp_path_factory):
     return run(tmp_path_factory.mktemp("straight"), shards, world=2)
 
 
-def config(schedule=(), **more):
+def config(schedule=(), log_every=2, **more):
     schedule = {**SCHEDULE, **dict(schedule)}
-    train = {"baseline": schedule, "refine": schedule, "log_every": 2, "aspect_window": 0}
+    train = {"baseline": schedule, "refine": schedule, "log_every": log_every, "aspect_window": 0}
     tree = {"data": {"train": "-", "val": "-", "loader_workers": 0}, "model": MODEL, "train": train}
     return {**tree, "checkpoint_every": 2, "debug": {"log_samples": True}, **more}
 
@@ -96,6 +99,24 @@ def test_a_killed_run_ends_as_if_it_had_not_been(straight, shards, tmp_path):
     assert "resumed from" in (tmp_path / "output").read_text()
     assert sha256_of(stage / "weights.safetensors") == sha256_of(straight / "weights.safetensors")
     assert logs(stage) == logs(straight)
+
+
+def test_replaced_samples_are_counted_in_the_log_the_same_after_a_resume(shards, tmp_path):
+    """The kill falls between two logged lines: the count of the first steps is in the checkpoint."""
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    flip_byte(next(copy.glob("*.tar")), ShardDataset(copy).entries.image(3).offset + 30)
+    data = {"train": "-", "val": "-", "loader_workers": 1, "on_corrupt": "quarantine"}
+    options = {"data": data, "keep_checkpoints": 9, "log_every": 5}
+    stage = run(tmp_path / "run", str(copy), 2, **options)
+    straight = logs(stage)
+    assert [line["step"] for line in straight[0]] == [5, 6]
+    assert straight[0][0]["quarantined"] == 2, "20 samples of 10 images: each twice"
+    for late in ("step-000000004", "step-000000006"):
+        shutil.rmtree(stage / "checkpoints" / late)
+    (stage / "weights.safetensors").unlink()
+    assert logs(run(tmp_path / "run", str(copy), 2, **options)) == straight
+    said = (tmp_path / "run" / "output").read_text()
+    assert "checkpoints/step-000000002" in said, "it went on, and did not begin again"
 
 
 def test_logs_say_what_was_trained_on(straight):
