@@ -31,8 +31,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
-    # The cells are names out of other people's files: a [/b] there is no markup.
-    Console(markup=False, emoji=False).print(table)
+    Console().print(table)
 
 
 @contextmanager
