@@ -204,16 +204,41 @@ def report(
 
 @app.command()
 def bench(
-    what: Annotated[Literal["ops"], typer.Argument(help="ops: Shape-aware RoIAlign against torchvision.")],
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
-    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; repeatable.")] = [1],  # noqa: B006
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of every contender.")] = 10,
+    what: Annotated[
+        Literal["ops", "data"],
+        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading."),
+    ],
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="none")] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="ops: where to measure.", show_default="cpu")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="ops: CPU threads; repeatable.", show_default="1")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="data: processes that shard, and that load.", show_default="2")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="data: synthetic images.", show_default="1000")
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(help="data: a folder with train2017/ and annotations/.", show_default="synthetic"),
+    ] = None,
+    only: Annotated[
+        Literal["sharding", "loading", "memory", "planning"] | None,
+        typer.Option(help="data: one part of it.", show_default="all"),
+    ] = None,
 ) -> None:
     """Speed as ratios against peers, alternating in one run."""
-    from jobs.bench import bench_ops
+    from jobs.bench import run_benchmark
 
-    raise typer.Exit(bench_ops(device, threads, repeats, out))
+    asked = {"repeats": repeats, "out": out, "device": device, "threads": threads}
+    asked |= {"workers": workers, "images": images, "coco": coco, "only": only}
+    raise typer.Exit(run_benchmark(what, asked))
 
 
 @app.command()

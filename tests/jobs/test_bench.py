@@ -1,6 +1,7 @@
 """`mrrcnn bench`: it runs the checkout's benchmark as it was asked to, and refuses what it cannot measure."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +30,45 @@ def test_options_and_exit_code_pass_through(monkeypatch, tmp_path):
     assert seen[0][-5:] == ["--threads", "1", "2", "--out", str(tmp_path / "a.json")]
 
 
+def test_paths_and_the_part_of_the_data_benchmark_pass_through(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        bench.subprocess,
+        "run",
+        lambda command, cwd: seen.append(command) or subprocess.CompletedProcess([], 0),
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ("--workers", "3", "--only", "loading", "--coco", "a", "--out", "b.json")
+    assert run_cli("bench", "data", *options) == 0
+    assert seen[0][1:] == [
+        *("-m", "benchmarks.data", "--workers", "3", "--repeats", "5", "--coco", str(tmp_path / "a")),
+        *("--only", "loading", "--out", str(tmp_path / "b.json")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("ops", "--images", "3"), "--images does not apply; it takes --device, --repeats, --threads, --out"),
+        (("ops", "--coco", "a"), "--coco does not apply"),
+        (("data", "--device", "cpu"), "--device does not apply; it takes --workers, --repeats, --images"),
+        (("data", "--threads", "2"), "--threads does not apply"),
+        (("data", "--images", "3", "--coco", "a"), "give one"),
+        (("data", "--only", "speed"), "speed"),
+    ],
+)
+def test_an_option_that_does_not_apply_is_refused_in_a_line(options, said, monkeypatch, capsys):
+    monkeypatch.setattr(bench.subprocess, "run", None)
+    assert run_cli("bench", *options) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_coco_is_named(tmp_path, capfd):
+    assert run_cli("bench", "data", "--coco", str(tmp_path)) == 2
+    assert str(tmp_path / "train2017") in capfd.readouterr().err
+
+
 def test_an_installation_without_benchmarks_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     assert run_cli("bench", "ops") == 2
@@ -47,3 +87,12 @@ def test_contenders_take_turns_after_a_warm_up():
     times = alternate(contenders, 3, "cpu")
     assert calls == [(name, turn) for turn in range(4) for name in ("ours", "peer")]
     assert all(times[name][kind] >= 0 for name in contenders for kind in ("wall", "cpu"))
+
+
+def test_every_turn_is_prepared_and_processes_that_it_waited_for_are_counted():
+    calls = []
+    busy = [sys.executable, "-c", "sum(range(3_000_000))"]
+    contenders = {"a": lambda turn: calls.append(turn), "b": lambda turn: subprocess.run(busy, check=True)}
+    times = alternate(contenders, 1, "cpu", lambda: calls.append("begin"))
+    assert calls == ["begin", 0, "begin", "begin", 1, "begin"]
+    assert times["b"]["cpu"] > 10 > times["a"]["cpu"]

@@ -7,7 +7,7 @@ import pytest
 from configs.load import ConfigError
 from configs.schema import Test
 from jobs import demo
-from jobs.console import following, say, show_table
+from jobs.console import following, say
 from jobs.ledger import Ledger
 from jobs.summary import show_statistics, show_summary
 from jobs.verbs import default_workers, test_settings
@@ -95,9 +95,3 @@ def test_the_statistics_name_the_largest_categories_and_count_the_others(capsys)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert [lines[5], lines[34], lines[35]] == ["kind 39 39", "kind 10 10", "10 more 45"]
     assert lines[-1] == "a.tar: is missing"
-
-
-def test_names_out_of_a_data_set_are_no_markup(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    show_table("a table", ["name"], [["[/b] :smile:"]])
-    assert "[/b] :smile:" in capsys.readouterr().out

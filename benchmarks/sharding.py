@@ -1,0 +1,170 @@
+"""Sharding: ours, a loop over webdataset's writer, tar and one pass of SHA-256 over the same files."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from webdataset import ShardWriter
+
+from shards.boxes import box_of
+from shards.masks import decode_mask
+from shards.write import write_shards
+
+# So many shards a worker that none is idle at the end.
+SHARDS_A_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Files:
+    """A COCO data set on the disk, and a folder that every turn begins empty."""
+
+    images: Path
+    annotations: Path
+    scratch: Path
+
+    def begin(self) -> None:
+        """Empty the scratch folder."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+
+    def rows(self) -> list[dict]:
+        """Return the image objects, by increasing id."""
+        return sorted(json.loads(self.annotations.read_bytes())["images"], key=lambda row: row["id"])
+
+
+def contenders(files: Files, workers: int) -> dict[str, Callable[[int], object]]:
+    """Return what is timed: the three ways, and each single piece of ours in one process."""
+    shard_mb = shard_size_mb(files, workers)
+    annotations = json.loads(files.annotations.read_bytes())
+    return {
+        "ours": lambda turn: ours(files, workers, shard_mb),
+        "ShardWriter": lambda turn: shard_writer(files, shard_mb),
+        "ShardWriter, checked": lambda turn: shard_writer(files, shard_mb, checked=True),
+        "tar and SHA-256": lambda turn: tar_and_sha256(files),
+        "part: parse the JSON": lambda turn: json.loads(files.annotations.read_bytes()),
+        "part: decode every image": lambda turn: decode_all(files),
+        "part: rasterise every mask": lambda turn: rasterise_all(annotations),
+        "part: SHA-256 of every image": lambda turn: hash_all(files),
+    }
+
+
+def shard_size_mb(files: Files, workers: int) -> int:
+    """Return the size of shards, MiB, that gives every worker several."""
+    total = sum((files.images / row["file_name"]).stat().st_size for row in files.rows())
+    return max(1, total // (workers * SHARDS_A_WORKER) >> 20)
+
+
+def ours(files: Files, workers: int, shard_mb: int) -> Path:
+    """Return the folder of our shards: validated, checksummed, on the disk."""
+    out = files.scratch / "ours"
+    write_shards(files.images, files.annotations, out, workers=workers, shard_size_mb=shard_mb)
+    return out
+
+
+def shard_writer(files: Files, shard_mb: int, checked: bool = False) -> Path:
+    """Return the folder of the same samples as a user of webdataset would write them, in one process.
+
+    With `checked` each image is decoded and hashed and each mask rasterised before it is written, as ours
+    are; without, the bytes are copied unseen.
+    """
+    tree = json.loads(files.annotations.read_bytes())
+    annotations = {row["id"]: [] for row in tree["images"]}
+    for annotation in tree["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    out = files.scratch / "webdataset"
+    out.mkdir()
+    options = {"maxsize": shard_mb << 20, "mtime": 0, "encoder": False, "verbose": 0}
+    with ShardWriter(str(out / "shard-%06d.tar"), **options) as writer:
+        for row in sorted(tree["images"], key=lambda row: row["id"]):
+            sample = _sample(row, annotations[row["id"]], files.images)
+            if checked:
+                _look_at(sample, row, annotations[row["id"]])
+            writer.write(sample)
+    return out
+
+
+def tar_and_sha256(files: Files) -> Path:
+    """Return a tar of the images and the annotation file, after one pass of SHA-256 over it."""
+    out = files.scratch / "files.tar"
+    names = files.scratch / "names"
+    names.write_text("".join(f"{row['file_name']}\n" for row in files.rows()))
+    annotations = ["-C", files.annotations.parent, files.annotations.name]
+    subprocess.run(["tar", "cf", out, *annotations, "-C", files.images, "-T", names], check=True)
+    with open(out, "rb") as stream:
+        hashlib.file_digest(stream, "sha256").hexdigest()
+    return out
+
+
+def decode_all(files: Files) -> None:
+    """Decode every image, which is how a truncated one is found."""
+    for row in files.rows():
+        with Image.open(files.images / row["file_name"]) as image:
+            image.load()
+
+
+def rasterise_all(tree: dict) -> None:
+    """Rasterise every mask, which is how one that disagrees with its box or area is found."""
+    sizes = {row["id"]: (row["height"], row["width"]) for row in tree["images"]}
+    for annotation in tree["annotations"]:
+        decode_mask(annotation["segmentation"], *sizes[annotation["image_id"]])
+
+
+def hash_all(files: Files) -> None:
+    """Take the checksum of every image."""
+    for row in files.rows():
+        hashlib.sha256((files.images / row["file_name"]).read_bytes()).hexdigest()
+
+
+def check(files: Files, workers: int) -> None:
+    """Refuse to time what does not hold the same samples."""
+    files.begin()
+    shard_mb = shard_size_mb(files, workers)
+    own, theirs = (_members(out) for out in (ours(files, workers, shard_mb), shard_writer(files, shard_mb)))
+    if own != theirs:
+        wrong = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+        raise SystemExit(f"bench data: ours and ShardWriter differ in {len(wrong)} members, first {wrong[0]}")
+    with tarfile.open(tar_and_sha256(files)) as tar:
+        packed = {member.name: tar.extractfile(member).read() for member in tar}
+    for row in files.rows():
+        key = f"{row['id']:012d}{Path(row['file_name']).suffix.lower()}"
+        if packed[row["file_name"]] != own[key]:
+            raise SystemExit(f"bench data: tar packed another {row['file_name']} than ours")
+
+
+def _sample(row: dict, annotations: list[dict], images: Path) -> dict:
+    path = images / row["file_name"]
+    tree = {"image_id": row["id"], "annotations": annotations}
+    tree |= {name: row[name] for name in ("file_name", "width", "height")}
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    extension = path.suffix.lower().lstrip(".")
+    return {"__key__": f"{row['id']:012d}", extension: path.read_bytes(), "json": text}
+
+
+def _look_at(sample: dict, row: dict, annotations: list[dict]) -> None:
+    """Do what finds damage; the finding itself costs nothing."""
+    image, text = (sample[name] for name in sample if name != "__key__")
+    for content in (image, text):
+        hashlib.sha256(content).hexdigest()
+    with Image.open(io.BytesIO(image)) as picture:
+        picture.load()
+    for annotation in annotations:
+        mask = decode_mask(annotation["segmentation"], row["height"], row["width"])
+        mask.sum(), box_of(mask)
+
+
+def _members(folder: Path) -> dict[str, object]:
+    """Return the content of every member of every shard: images as bytes, JSON as what it says."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                content = tar.extractfile(member).read()
+                found[member.name] = json.loads(content) if member.name.endswith(".json") else content
+    return found
