@@ -197,7 +197,7 @@ def fakes(monkeypatch, tmp_path):
 
     coco, _ = random_case(5)
     shards = FakeShards(coco)
-    monkeypatch.setattr(evaluate, "ShardDataset", lambda directory: shards)
+    monkeypatch.setattr(evaluate, "ShardDataset", lambda place, cache: shards)
     fake_module = SimpleNamespace(load_model=lambda path, test: FakeModel())
     monkeypatch.setitem(sys.modules, "pipeline.model", fake_module)
     weights = tmp_path / "w.safetensors"
