@@ -26,7 +26,7 @@ class CocoSource(Section):
     annotations: str
 
 
-# A plain string is a directory of shards. The tags keep pydantic from complaining of both forms at once.
+# A plain string is a directory or URL of shards. The tags keep pydantic from complaining of both forms.
 Source = Annotated[
     Annotated[str, Tag("shards")] | Annotated[CocoSource, Tag("coco")],
     Discriminator(lambda value: "shards" if isinstance(value, str) else "coco"),
@@ -35,6 +35,9 @@ Source = Annotated[
 
 class Data(Section):
     """Where samples come from: shards, or images and annotations to be sharded first.
+
+    Shards may be at an fsspec URL (s3://, gs://, https://, ...): each machine then keeps whole shards under
+    `cache_dir` (else MRRCNN_CACHE, else ~/.cache/mrrcnn), at most `cache_gb` of them, the last used ones.
 
     `order=full` shuffles all samples of an epoch; `order=window`, for shards on a cold object store, takes
     whole shards in turn and shuffles `order_window` samples at a time. `on_corrupt=quarantine` trains on
@@ -50,6 +53,8 @@ class Data(Section):
     on_corrupt: Literal["fail", "quarantine"] = "fail"
     order: Literal["full", "window"] = "full"
     order_window: Positive = 8192
+    cache_dir: str | None = None
+    cache_gb: PositiveFloat = 20.0
     loader_workers: Annotated[int, Field(ge=0)] = 2
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from configs.load import ConfigError
 from configs.schema import Config
 from jobs.ledger import Ledger
+from shards.cache import Cache
 from shards.errors import BadInput
+from shards.remote import check_url
 
 
 def local_path(run_dir: str | Path) -> Path:
@@ -77,11 +79,18 @@ def check_workers(config: Config, workers: int, launcher: str) -> None:
             )
 
 
-def check_splits(train: Path, val: Path) -> None:
+def check_sources(config: Config) -> None:
+    """Raise BadInput if shards are at a URL with a password."""
+    for source in (config.data.train, config.data.val):
+        if isinstance(source, str):
+            check_url(source)
+
+
+def check_splits(train: str | Path, val: str | Path, cache: Cache) -> None:
     """Raise BadInput if the two shard directories cannot be trained and evaluated on together."""
     from shards.read import ShardDataset
 
-    learned, held_out = (ShardDataset(directory, verify=False) for directory in (train, val))
+    learned, held_out = (ShardDataset(place, verify=False, cache=cache) for place in (train, val))
     if not learned.has_annotations:
         raise BadInput(f"{train}: has no annotations to train on; give data.train an annotated set")
     if not held_out.has_annotations:

@@ -156,7 +156,7 @@ def sync(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> N
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    shards: Annotated[Path, typer.Option(help="A directory of shards.")],
+    shards: Annotated[str, typer.Option(metavar="DIR", help="A directory of shards, or a URL of one.")],
     out: Out,
     set_: Set = None,
     workers: Workers = None,

@@ -5,8 +5,10 @@ from typing import Any
 
 from configs.schema import CocoSource, Config
 from jobs.ledger import Ledger, Values, changed_keys
+from shards.cache import Cache, cache_at
 from shards.errors import BadInput
 from shards.files import sha256_of
+from shards.remote import is_url
 from shards.source_images import first_changed
 
 # In the order they run; each with the stages whose outputs it reads.
@@ -90,7 +92,8 @@ def holds_work(run_dir: Path, ledger: Ledger, stage: str) -> bool:
 def stage_outputs(run_dir: Path, config: Config, stage: str) -> Values:
     """Return the hash of every output of a stage that has just finished."""
     if stage == "shard":
-        return {split: dataset_hash(shards_of(run_dir, config, split)) for split in ("train", "val")}
+        cache, splits = cache_of(config), ("train", "val")
+        return {split: dataset_hash(shards_of(run_dir, config, split), cache) for split in splits}
     return {name: sha256_of(path) for name, path in output_files(run_dir, stage).items()}
 
 
@@ -103,23 +106,30 @@ def output_files(run_dir: Path, stage: str) -> dict[str, Path]:
     return {}
 
 
-def shards_of(run_dir: Path, config: Config, split: str) -> Path:
-    """Return the shard directory of "train" or "val": the user's own, or the run's."""
+def shards_of(run_dir: Path, config: Config, split: str) -> Path | str:
+    """Return the shard directory of "train" or "val": the user's own, which may be a URL, or the run's."""
     source = getattr(config.data, split)
-    return Path(source) if isinstance(source, str) else run_dir / "shards" / split
+    if isinstance(source, str):
+        return source if is_url(source) else Path(source)
+    return run_dir / "shards" / split
 
 
-def dataset_hash(directory: Path) -> str:
-    """Return the hash of a shard directory.
+def cache_of(config: Config) -> Cache:
+    """Return where the shards of a URL are kept, on every machine of a run."""
+    return cache_at(config.data.cache_dir, config.data.cache_gb)
+
+
+def dataset_hash(place: Path | str, cache: Cache) -> str:
+    """Return the hash of a shard directory or URL.
 
     Raises:
-        BadInput: there is no such directory of shards.
+        BadInput: there are no such shards.
     """
-    if not (directory / "dataset.json").is_file():
-        raise BadInput(f"{directory}: holds no dataset.json; give a directory that mrrcnn shard has finished")
+    if not is_url(place) and not Path(place, "dataset.json").is_file():
+        raise BadInput(f"{place}: holds no dataset.json; give a directory that mrrcnn shard has finished")
     from shards.read import ShardDataset
 
-    return ShardDataset(directory, verify=False).hash
+    return ShardDataset(place, verify=False, cache=cache).hash
 
 
 def _split_hash(split: str, config: Config, ledger: Ledger) -> str | None:
@@ -128,12 +138,10 @@ def _split_hash(split: str, config: Config, ledger: Ledger) -> str | None:
     if gone and ledger.state("shard") == "done":
         # Shards need their source no more, and it may be large.
         return ledger.inputs("shard")[f"data.{split}"]
-    return source_hash(source)
-
-
-def source_hash(source: str | CocoSource) -> str:
-    """Return what identifies a data source: the shards' hash, or that of the annotation file."""
-    return dataset_hash(Path(source)) if isinstance(source, str) else file_hash(source.annotations)
+    # What identifies a data source: the shards' hash, or that of the annotation file.
+    if isinstance(source, str):
+        return dataset_hash(source, cache_of(config))
+    return file_hash(source.annotations)
 
 
 def file_hash(path: str | None) -> str | None:

@@ -8,9 +8,16 @@ from typing import Any
 
 from configs.load import dump_config
 from configs.schema import CocoSource, Config
-from jobs.checks import check_splits, check_unowned, check_weights, check_workers, local_path
+from jobs.checks import (
+    check_sources,
+    check_splits,
+    check_unowned,
+    check_weights,
+    check_workers,
+    local_path,
+)
 from jobs.console import say
-from jobs.inputs import shards_of, stage_inputs, stage_outputs, stages_to_redo
+from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
 from jobs.ledger import Ledger, hash_of
 from jobs.summary import showing_findings
@@ -18,6 +25,7 @@ from jobs.track import note_results, tracking
 from pipeline.lease import acquire
 from pipeline.tracking.uri import redact
 from shards.files import write_atomic
+from shards.remote import absolute
 
 # Each evaluated network, and the stage whose weights it has.
 EVALUATED = {"baseline": "baseline", "control": "control", "refined": "refine"}
@@ -55,6 +63,7 @@ def run_pipeline(
     path = local_path(run_dir)
     check_workers(config, workers, launcher)
     check_weights(config)
+    check_sources(config)
     with acquire(path) as lease:
         ledger = Ledger.load(path)
         # A report can be written at any time, by `mrrcnn report` too: nothing is lost with one.
@@ -86,7 +95,8 @@ def shard(run: Run) -> None:
             with showing_findings(out):
                 options = data.model_dump(include=keys)
                 write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
-    check_splits(*(shards_of(run.path, run.config, split) for split in ("train", "val")))
+    train, val = (shards_of(run.path, run.config, split) for split in ("train", "val"))
+    check_splits(train, val, cache_of(run.config))
 
 
 def baseline(run: Run) -> None:
@@ -118,9 +128,11 @@ def evaluate(run: Run) -> None:
     from jobs.worker import detect_parts
     from pipeline.evaluate import score
 
-    _launch(run, "evaluate", detect_parts, {"jobs": jobs, "shards": str(shards), "test": test})
+    cache = {"folder": _cache_dir(run.config), "limit_gb": run.config.data.cache_gb}
+    payload = {"jobs": jobs, "shards": absolute(shards), "test": test, "cache": cache}
+    _launch(run, "evaluate", detect_parts, payload)
     for name in waiting:
-        score(shards, parts[name], folder / name)
+        score(shards, parts[name], folder / name, cache_of(run.config))
         shutil.rmtree(parts[name])
 
 
@@ -184,15 +196,21 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
     if run.config.model.weights is not None:
         # Workers stand in another directory than the command did.
         config["model"]["weights"] = str(Path(run.config.model.weights).resolve())
+    config["data"]["cache_dir"] = _cache_dir(run.config)
     payload = {
         "config": config,
         "stage": stage,
         "run_dir": str(run.path),
-        "shards": str(shards_of(run.path, run.config, "train").resolve()),
+        "shards": absolute(shards_of(run.path, run.config, "train")),
         "init_weights": None if init_weights is None else str(init_weights),
         "attempt": run.attempt,
     }
     _launch(run, stage, train_stage, payload)
+
+
+def _cache_dir(config: Config) -> str | None:
+    # Without one each machine has its own default, and may have another home.
+    return None if config.data.cache_dir is None else cache_of(config).folder
 
 
 def _launch(run: Run, stage: str, task: Any, payload: dict[str, Any]) -> None:

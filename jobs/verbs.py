@@ -7,6 +7,7 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Test
 from jobs.console import say
 from shards.errors import BadInput
+from shards.remote import absolute
 
 
 def run_config(
@@ -43,7 +44,7 @@ def submit_config(
 
 def evaluate_checkpoint(
     checkpoint: Path,
-    shards: Path,
+    shards: str,
     out: Path,
     overrides: list[str] | None,
     workers: int | None,
@@ -68,8 +69,9 @@ def evaluate_checkpoint(
         parts.mkdir()
         payload = {
             "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts)}],
-            "shards": str(shards.resolve()),
+            "shards": absolute(shards),
             "test": test.model_dump(mode="json"),
+            "cache": {},
         }
         workers = default_workers(workers, launcher, 1)
         launch(detect_parts, payload, Path(scratch, "jobs"), workers, launcher, address)

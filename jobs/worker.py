@@ -20,6 +20,7 @@ import torch.distributed as dist
 from configs.load import ConfigError, parse_config
 from configs.schema import Test
 from pipeline.lease import StaleAttempt
+from shards.cache import cache_at
 from shards.errors import BadInput
 
 # A collective that waits longer has lost a peer; the default of half an hour hides that.
@@ -44,7 +45,8 @@ def detect_parts(payload: dict[str, Any]) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     for job in payload["jobs"]:
         log.info("detecting with %s", job["weights"])
-        detect(job["weights"], payload["shards"], job["parts"], Test(**payload["test"]), rank, world)
+        test, cache = Test(**payload["test"]), cache_at(**payload["cache"])
+        detect(job["weights"], payload["shards"], job["parts"], test, rank, world, cache=cache)
 
 
 def work(task: Task, payload: dict[str, Any], scratch: str) -> None:

@@ -21,9 +21,11 @@ from configs.schema import Test
 from pipeline.scoring.coco_ap import Kind, evaluate_kind, prepare_annotations
 from pipeline.scoring.coco_results import Result, coco_results
 from pipeline.scoring.huddled import huddled_ids
+from shards.cache import Cache
 from shards.errors import BadInput
 from shards.files import encode_json, sha256_of, write_atomic
 from shards.read import ShardDataset
+from shards.remote import absolute
 
 log = logging.getLogger(__name__)
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]
@@ -39,6 +41,7 @@ def detect(
     rank: int = 0,
     world: int = 1,
     batch: int = 1,
+    cache: Cache | None = None,
 ) -> Path:
     """Return the file of this rank's results on images rank, rank + world, ... of the shards.
 
@@ -50,7 +53,7 @@ def detect(
     """
     from pipeline.model import load_model
 
-    dataset = ShardDataset(shards)
+    dataset = ShardDataset(shards, cache=cache)
     model = load_model(weights, test=test)
     check_categories(model.categories, dataset.categories, weights, shards)
     device = _device()
@@ -92,7 +95,9 @@ def detect_images(
             log.info("detected %d of %d images", done, len(indices))
 
 
-def score(shards: str | Path, parts_dir: str | Path, out_dir: str | Path) -> dict[str, Any]:
+def score(
+    shards: str | Path, parts_dir: str | Path, out_dir: str | Path, cache: Cache | None = None
+) -> dict[str, Any]:
     """Return the metrics of all ranks' results together; {} for shards without annotations.
 
     Writes `coco_results.json` (by image id, then as detected), `metrics.json`, and `source.json`: which
@@ -102,13 +107,13 @@ def score(shards: str | Path, parts_dir: str | Path, out_dir: str | Path) -> dic
     Raises:
         BadInput: parts of different detections, or an image that no part or more than one covers.
     """
-    dataset, out = ShardDataset(shards), Path(out_dir)
+    dataset, out = ShardDataset(shards, cache=cache), Path(out_dir)
     source, results = merge_parts(Path(parts_dir), [entry["image_id"] for entry in dataset.entries])
     if source["dataset"] != dataset.hash:
         raise BadInput(f"{parts_dir}: was detected on other shards than {shards}; run the evaluation again")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "coco_results.json", encode_json(results))
-    _write_readable(out / "source.json", {**source, "shards": str(Path(shards).resolve())})
+    _write_readable(out / "source.json", {**source, "shards": absolute(shards)})
     if not dataset.has_annotations:
         (out / "metrics.json").unlink(missing_ok=True)
         _write_server_zip(out, results)

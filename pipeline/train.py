@@ -22,6 +22,7 @@ from pipeline.network.weights import load_weights, save_weights
 from pipeline.quarantine import Quarantine
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
+from shards.cache import cache_at
 from shards.read import ShardDataset
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class TrainJob:
         config: the resolved config.
         stage: "baseline", "refine" or "control".
         run_dir: the run directory, the same path on every node.
-        shards: the training shards.
+        shards: the training shards, a directory or a URL.
         init_weights: weights of the baseline for "refine" and "control", else None.
         attempt: the attempt number that may commit.
     """
@@ -67,7 +68,7 @@ def train(job: TrainJob) -> None:
     # Filling DeepSpeed's gradient buckets with NaN on every step would cost most of a CPU's step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     config, schedule = job.config, stage_schedule(job.config, job.stage)
-    dataset = ShardDataset(job.shards)
+    dataset = ShardDataset(job.shards, cache=cache_at(config.data.cache_dir, config.data.cache_gb))
     order = sample_order(dataset, config).identity
     model = stage_model(job, dataset)
     engine = start_engine(model, schedule, config, world)

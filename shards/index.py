@@ -1,17 +1,19 @@
 """The index beside each shard and the description of the whole, in memory as flat arrays."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from shards.errors import BadInput
-from shards.files import sha256_of
+from shards.store import Store
 
 FORMAT = 1
 DESCRIPTION = "dataset.json"
+FETCHERS = 16
 
 
 class Entry(TypedDict):
@@ -86,37 +88,41 @@ class Index:
         )
 
 
-def read_description(directory: str | Path) -> dict:
+def read_description(store: Store) -> dict:
     """Return the content of dataset.json.
 
     Raises:
         BadInput: no finished data set there.
     """
-    path = Path(directory) / DESCRIPTION
+    name = store.name(DESCRIPTION)
+    content = store.description(DESCRIPTION)
     try:
-        description = json.loads(path.read_bytes())
-    except OSError:
-        raise BadInput(f"{path}: is missing; give a directory that `mrrcnn shard` has finished") from None
+        description = json.loads(content)
     except ValueError:
-        raise BadInput(f"{path}: is not JSON; make the shards again") from None
+        raise BadInput(f"{name}: is not JSON; make the shards again") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise BadInput(f"{path}: is not of format {FORMAT}; make the shards again with this version")
+        raise BadInput(f"{name}: is not of format {FORMAT}; make the shards again with this version")
     return description
 
 
-def read_index(directory: str | Path, description: dict) -> Index:
+def read_index(store: Store, description: dict) -> Index:
     """Return the index of all shards, in their order.
 
     Raises:
         BadInput: an index file is missing or is not the one that dataset.json names.
     """
-    parts = []
-    for number, shard in enumerate(description["shards"]):
-        path = Path(directory) / index_name(shard["name"])
-        if not path.is_file() or sha256_of(path) != shard["index_sha256"]:
-            raise BadInput(f"{path}: is missing or damaged; copy it again or make the shards again")
-        parts.append(_rows_of(json.loads(path.read_bytes()), number))
-    return Index(np.concatenate(parts))
+    contents = _index_contents(store, description["shards"])
+    return Index(np.concatenate([_rows_of(json.loads(content), i) for i, content in enumerate(contents)]))
+
+
+def _index_contents(store: Store, shards: list[dict]) -> Iterator[bytes]:
+    # Of a remote data set each is a round trip; a hundred thousand one by one would take an hour. Few at
+    # a time: as bytes they are larger than as rows.
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        for first in range(0, len(shards), FETCHERS):
+            some = shards[first : first + FETCHERS]
+            names = [index_name(shard["name"]) for shard in some]
+            yield from pool.map(store.content, names, [shard["index_sha256"] for shard in some])
 
 
 def index_name(shard: str) -> str:

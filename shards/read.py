@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from shards.errors import BadInput, CorruptSample
+from shards.cache import Cache
+from shards.errors import CorruptSample
 from shards.index import Index, Member, read_description, read_index
 from shards.masks import decode_mask
-
-MAX_OPEN_FILES = 64
+from shards.store import open_store
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,15 @@ class Sample:
 
 
 class ShardDataset(Dataset):
-    """A finished directory of shards, as a map-style data set of `Sample`.
+    """A finished set of shards, as a map-style data set of `Sample`.
 
     Stateless: files are opened lazily in each process, so it may be pickled, forked and spawned; reads are
     positioned (pread), so that forked workers may share them.
 
     Args:
-        directory: what `mrrcnn shard` wrote.
+        directory: what `mrrcnn shard` wrote, or an fsspec URL that it was copied to.
         verify: compare each read with its SHA-256.
+        cache: where the shards of a URL are kept; by default the user's (`cache_at`).
 
     Attributes:
         entries: rows of the index, list-like: key, image_id, width, height, num_instances.
@@ -60,18 +59,18 @@ class ShardDataset(Dataset):
         CorruptSample: on reading, a damaged sample, named.
     """
 
-    def __init__(self, directory: str | Path, verify: bool = True):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, verify: bool = True, cache: Cache | None = None):
+        self.store = open_store(directory, cache)
+        self.directory: str | Path = self.store.place
         self.verify = verify
-        self.description = read_description(directory)
-        self.entries: Index = read_index(directory, self.description)
+        self.description = read_description(self.store)
+        self.entries: Index = read_index(self.store, self.description)
         self.categories: list[dict] = self.description["categories"]
         self.category_of = [0, *(category["id"] for category in self.categories)]
         self.label_of = {category: label for label, category in enumerate(self.category_of) if label}
         self.shard_sizes = [shard["samples"] for shard in self.description["shards"]]
         self.hash: str = self.description["hash"]
         self.has_annotations: bool = self.description["has_annotations"]
-        self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -91,9 +90,6 @@ class ShardDataset(Dataset):
             ) from None
         names = ("image_id", "file_name", "width", "height", "annotations")
         return Sample(image, *(tree[name] for name in names))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
 
     def image_bytes(self, place: int) -> bytes:
         """Return the image file of a sample, byte for byte as it was in the source."""
@@ -116,32 +112,21 @@ class ShardDataset(Dataset):
         return {"images": images, "annotations": annotations, "categories": self.categories}
 
     def _read(self, member: Member, place: int) -> bytes:
-        content = os.pread(self._file(member.shard), member.size, member.offset)
-        if self.verify and hashlib.sha256(content).digest() != member.sha256:
-            raise CorruptSample(
-                f"{self._name(member, place)}: its bytes do not match their checksum; "
-                "the shard is damaged, copy it again or make the shards again"
-            )
-        return content
-
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= MAX_OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            path = self.directory / self.description["shards"][shard]["name"]
-            try:
-                self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise BadInput(f"{path}: cannot be read ({error.strerror}); copy it again") from None
-        return self._files[shard]
+        shard = self.description["shards"][member.shard]
+        for _ in range(2):
+            content = self.store.read(shard, member.offset, member.size)
+            if not self.verify or hashlib.sha256(content).digest() == member.sha256:
+                return content
+            # A second look: at the shard itself if that was a copy in the cache, or was replaced meanwhile.
+            self.store.forget(shard)
+        raise CorruptSample(
+            f"{self._name(member, place)}: its bytes do not match their checksum; "
+            "the shard is damaged, copy it again or make the shards again"
+        )
 
     def _name(self, member: Member, place: int) -> str:
-        path = self.directory / self.description["shards"][member.shard]["name"]
-        return f"{path}, sample {self.entries[place]['key']}.{member.extension}"
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+        shard = self.store.name(self.description["shards"][member.shard]["name"])
+        return f"{shard}, sample {self.entries[place]['key']}.{member.extension}"
 
 
 def _completed(annotation: dict, image: dict) -> dict:

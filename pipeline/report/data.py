@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.runlog import read_lines
+from shards.cache import LIMIT_GB, cache_at
 from shards.errors import BadInput
 from shards.read import ShardDataset
 
@@ -107,7 +108,9 @@ def _held_out(run: RunData) -> ShardDataset | None:
         if "shards" not in item.source:
             continue
         try:
-            return ShardDataset(item.source["shards"])
+            data = (run.config or {}).get("data", {})
+            cache = cache_at(data.get("cache_dir"), data.get("cache_gb", LIMIT_GB))
+            return ShardDataset(item.source["shards"], cache=cache)
         except (BadInput, OSError) as error:
             run.missing.append(f"the held-out shards cannot be read ({error})")
             return None

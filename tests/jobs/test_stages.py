@@ -50,7 +50,7 @@ class Bench:
         }
         monkeypatch.setattr(jobs.stages, "STAGES", {stage: self.stage(stage) for stage in ALL})
         monkeypatch.setattr(jobs.stages, "tracking", self.tracking)
-        monkeypatch.setattr(jobs.inputs, "dataset_hash", lambda directory: f"hash of {directory.name}")
+        monkeypatch.setattr(jobs.inputs, "dataset_hash", lambda place, _: f"hash of {Path(place).name}")
 
     def stage(self, name):
         def work(run):
@@ -103,6 +103,10 @@ def test_what_does_not_change_the_result_may_change(bench):
         "data__loader_workers": 0,
         # Of no account while the order is the full one.
         "data__order_window": 5,
+        # What a run that stopped at a corrupt sample needs, to go on.
+        "data__on_corrupt": "quarantine",
+        "data__cache_dir": "/elsewhere",
+        "data__cache_gb": 3,
         "debug__log_samples": True,
         "tracking__uri": "http://elsewhere",
         "tracking__experiment": "other",
@@ -278,6 +282,18 @@ def test_a_second_live_command_is_refused(bench, monkeypatch):
     monkeypatch.setattr(jobs.stages, "acquire", lambda path: acquire(path, 0.0))
     with acquire(bench.run_dir), pytest.raises(LeaseHeld):
         bench.run()
+
+
+def test_shards_may_be_behind_a_url_and_count_by_content(bench):
+    urls = {"data__train": "s3://bucket/train", "data__val": "s3://bucket/val"}
+    assert bench.run(**urls) == ALL
+    assert bench.run(**{**urls, "data__train": "https://mirror/train"}) == []
+
+
+def test_a_url_with_a_password_is_refused_before_anything_is_written(bench):
+    with pytest.raises(BadInput, match="password") as raised:
+        bench.run(data__val="https://me:secret@host/val")
+    assert "secret" not in str(raised.value) and not bench.run_dir.exists()
 
 
 def test_the_resolved_config_is_kept_with_the_run(bench):

@@ -3,11 +3,16 @@
 import contextlib
 import io
 import json
+import sys
+import tempfile
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -193,11 +198,12 @@ class FakeModel:
 @pytest.fixture
 def fakes(monkeypatch, tmp_path):
     """Detection over a fake model and fake shards; returns (shards, run all ranks of a world)."""
-    import sys
+    return stand_in(monkeypatch, tmp_path, random_case(5)[0])
 
-    coco, _ = random_case(5)
+
+def stand_in(monkeypatch, tmp_path, coco):
     shards = FakeShards(coco)
-    monkeypatch.setattr(evaluate, "ShardDataset", lambda directory: shards)
+    monkeypatch.setattr(evaluate, "ShardDataset", lambda place, cache: shards)
     fake_module = SimpleNamespace(load_model=lambda path, test: FakeModel())
     monkeypatch.setitem(sys.modules, "pipeline.model", fake_module)
     weights = tmp_path / "w.safetensors"
@@ -222,6 +228,23 @@ def test_results_do_not_depend_on_world_size_or_batch(fakes, tmp_path):
     assert len(contents) == 1
     results = json.loads(contents.pop())
     assert [item["image_id"] for item in results] == sorted(item["image_id"] for item in results)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 20), st.integers(1, 24), st.integers(1, 4), st.randoms())
+def test_each_image_is_covered_once_by_any_ranks_in_any_turn(images, world, batch, random):
+    """Ranks run one after the other here, without a process group: none ever waits for another."""
+    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
+        shards, run = stand_in(monkeypatch, Path(folder), random_case(5, images)[0])
+        ranks = random.sample(range(world), world)
+        parts = run("parts", world, ranks, batch)
+        ids = [entry["image_id"] for entry in shards.entries]
+        _, results = evaluate.merge_parts(parts, ids)
+        found = [json.loads(path.read_text())["image_ids"] for path in parts.iterdir()]
+        assert len(found) == world and sorted(i for part in found for i in part) == ids
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+        alone = list(detect_images(FakeModel(), shards, range(images)))
+        assert results == alone
 
 
 def test_score_writes_the_form_that_scripts_rely_on(fakes, tmp_path):

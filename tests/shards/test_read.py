@@ -152,12 +152,12 @@ def test_a_place_beyond_the_end_is_an_index_error(sharded):
 
 
 def test_many_shards_do_not_run_out_of_open_files(case, monkeypatch):
-    from shards import read, write
+    from shards import store, write
 
     plan = write.plan_shards
     monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))
-    monkeypatch.setattr(read, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(store, "MAX_OPEN_FILES", 2)
     assert len(case.shard()["shards"]) == 4
     data_set = ShardDataset(case.out)
     assert [data_set[place].image_id for place in (0, 1, 2, 3, 0, 2)] == [7, 12, 30, 99, 7, 30]
-    assert len(data_set._files) == 2
+    assert len(data_set.store._files) == 2
