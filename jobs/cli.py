@@ -1,5 +1,6 @@
 """The `mrrcnn` command: parses, calls one function, and turns errors into one line and an exit code."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -69,11 +70,12 @@ def synth(
 
 @app.command()
 def shard(
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
-    annotations: Annotated[Path, typer.Option(help="COCO instances file, or an image list.")],
-    out: Out,
+    images: Annotated[str, typer.Option(help="Folder of the images; this and the next two may be URLs.")],
+    annotations: Annotated[str, typer.Option(help="COCO instances file, or an image list.")],
+    out: Annotated[str, typer.Option(help="Folder to write to; made if absent.")],
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one per core")
+        int | None,
+        typer.Option(min=1, help="Processes, or Ray tasks at a time.", show_default="one per core"),
     ] = None,
     on_bad: Annotated[
         Literal["fail", "skip"], typer.Option(help="Refuse errors, or skip and list them in OUT/report.json.")
@@ -85,17 +87,19 @@ def shard(
         int, typer.Option(min=1, help="Images of more pixels are an error and are not decoded.")
     ] = 178_956_970,
     shard_size_mb: Annotated[int, typer.Option(help="Largest shard, MiB.")] = 256,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster that sees images and OUT: auto, or HEAD:6379.",
+            show_default="this machine's processes",
+        ),
+    ] = None,
 ) -> None:
     """Validate COCO data and write it as tar shards with an index; resumable."""
-    import os
+    from jobs.verbs import shard_source
 
-    from jobs.summary import showing_findings
-    from shards.write import write_shards
-
-    workers = workers or os.cpu_count() or 1
     options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels, "shard_size_mb": shard_size_mb}
-    with showing_findings(out):
-        write_shards(images, annotations, out, workers=workers, **options)
+    shard_source(images, annotations, out, workers, address, options)
 
 
 @app.command()
@@ -291,7 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
         usage = FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError
         if isinstance(error, usage):
             _fail(2, f"{fault}; use another place")
-        _fail(1, f"{fault}; make room or use another disk, then the same command goes on")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        _fail(1, f"{fault}; {'make room' if full else 'mend that'}, then the same command goes on")
     if code == INTERRUPTED:
         _fail(code, "interrupted; the same command goes on")
     sys.exit(code)

@@ -8,6 +8,7 @@ from jobs.ledger import Ledger, Values, changed_keys
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
 from shards.files import sha256_of
+from shards.folder import hash_file, is_remote
 from shards.remote import is_url
 from shards.source_images import first_changed
 
@@ -134,7 +135,9 @@ def dataset_hash(place: Path | str, cache: Cache) -> str:
 
 def _split_hash(split: str, config: Config, ledger: Ledger) -> str | None:
     source = getattr(config.data, split)
-    gone = isinstance(source, CocoSource) and not Path(source.annotations).exists()
+    gone = isinstance(source, CocoSource) and not (
+        is_remote(source.annotations) or Path(source.annotations).exists()
+    )
     if gone and ledger.state("shard") == "done":
         # Shards need their source no more, and it may be large.
         return ledger.inputs("shard")[f"data.{split}"]
@@ -151,9 +154,11 @@ def file_hash(path: str | None) -> str | None:
         BadInput: it cannot be read.
     """
     try:
-        return None if path is None else sha256_of(Path(path))
+        return None if path is None else hash_file(path)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); correct the path in the config") from None
+        raise BadInput(
+            f"{path}: cannot be read ({error.strerror or error}); correct the path in the config"
+        ) from None
 
 
 def _check_outputs(run_dir: Path, config: Config, ledger: Ledger, stage: str) -> None:

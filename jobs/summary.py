@@ -34,7 +34,7 @@ def show_summary(run_dir: Path) -> None:
 
 
 @contextmanager
-def showing_findings(shards: Path) -> Iterator[None]:
+def showing_findings(shards: str | Path) -> Iterator[None]:
     """Print what the body's sharding found, also when it refuses the data set for it."""
     from shards.findings import Refused
 
@@ -46,12 +46,15 @@ def showing_findings(shards: Path) -> Iterator[None]:
     show_findings(shards)
 
 
-def show_findings(shards: Path) -> None:
+def show_findings(shards: str | Path) -> None:
     """Print what `shard` read and kept, and a row for each kind of finding with the first one as example."""
-    report = json.loads((shards / "report.json").read_text(encoding="utf-8"))
+    from shards.folder import folder_at
+
+    folder = folder_at(shards)
+    report = json.loads(folder.read("report.json"))
     kept, read = report["kept"], report["read"]
     say(
-        f"{shards}: {kept['images']} of {read['images']} images and "
+        f"{folder}: {kept['images']} of {read['images']} images and "
         f"{kept['annotations']} of {read['annotations']} annotations are in"
     )
     rows = [
@@ -61,7 +64,7 @@ def show_findings(shards: Path) -> None:
     ]
     if rows:
         columns = ["", "finding", "count", "such as", "done", "what --repair does"]
-        show_table(f"each is listed in {shards / 'report.json'}", columns, rows)
+        show_table(f"each is listed in {folder.name_of('report.json')}", columns, rows)
 
 
 def show_statistics(found: dict[str, Any]) -> None:

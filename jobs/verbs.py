@@ -1,13 +1,30 @@
 """What the short verbs of the command do, from parsed arguments to printed result."""
 
+import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Test
 from jobs.console import say
 from shards.errors import BadInput
 from shards.remote import absolute
+
+
+def shard_source(
+    images: str, annotations: str, out: str, workers: int | None, address: str | None, options: dict[str, Any]
+) -> None:
+    """Shard a COCO data set, here or on a Ray cluster, and show what was found."""
+    from jobs.ray_tasks import ray_tasks
+    from jobs.summary import showing_findings
+    from shards.write import write_shards
+
+    spreading = None if address is None else ray_tasks(address, workers)
+    with showing_findings(out):
+        write_shards(
+            images, annotations, out, workers=workers or os.cpu_count() or 1, spreading=spreading, **options
+        )
 
 
 def run_config(

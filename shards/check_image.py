@@ -1,5 +1,6 @@
 """Whether an image file is there, safe to open, whole, and of the size that its annotations assume."""
 
+import errno
 import hashlib
 import io
 import struct
@@ -7,11 +8,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shards.findings import ACTION, Finding
+from shards.folder import Folder
+from shards.heard import heard_errors
+from shards.png import png_fault
 from shards.source import ImageRow
 
 EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -22,8 +26,14 @@ MAX_PIXELS = 178_956_970
 # The EXIF orientations that are not "as stored"; from 5 on they swap width and height.
 TURNED = range(2, 9)
 SWAPPED = range(5, 9)
+# What is wrong with a name or a file; anything else is wrong with the disk or the network.
+ABSENT = FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
+UNUSABLE = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 # What Pillow raises on damage, depending on where it sits; SyntaxError is for broken PNG chunks.
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error)
+# What libjpeg says of damage that it passes over; it says other things of other matters.
+JPEG_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
+RESTORE = "restore the file or remove the image"
 
 # (severity, kind, message, remedy)
 Fault = tuple[str, str, str, str]
@@ -38,22 +48,26 @@ class ImageFile:
     sha256: str
 
 
-def check_image(row: ImageRow, directory: Path, max_pixels: int) -> tuple[ImageFile | None, list[Finding]]:
+def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFile | None, list[Finding]]:
     """Return what the shard needs to know of an image, None if it cannot be used, and its findings.
 
-    The file is decoded to its last row. Greyscale, CMYK, palette and 16-bit images decode to RGB as they
-    are. An EXIF orientation is ignored, as COCO's boxes do, and warned of. Errors have action "refused".
+    The file is decoded to its last row by the decoder that training uses: greyscale, CMYK, palette and
+    16-bit images decode to RGB as they are. An EXIF orientation is ignored, as COCO's boxes do, and warned
+    of, and so is damage that the decoder passes over. Errors have action "refused".
 
     Args:
         max_pixels: width x height beyond which an image is not decoded.
+
+    Raises:
+        OSError: the disk or the network fails, which says nothing of the image.
     """
     content, faults = b"", _name_faults(row.file_name)
     if not faults:
-        content, faults = _read(directory / row.file_name)
+        content, faults = _read(images, row.file_name)
     if not faults:
         faults = _content_faults(content, row, max_pixels)
     # repr: a hostile name shall not write control characters to the terminal.
-    name = str(directory / row.file_name) if row.file_name.isprintable() else repr(row.file_name)
+    name = images.name_of(row.file_name) if row.file_name.isprintable() else repr(row.file_name)
     findings = [
         Finding(severity, kind, name, message, remedy, row.image_id, action=ACTION[severity])
         for severity, kind, message, remedy in faults
@@ -89,34 +103,33 @@ def _name_faults(file_name: str) -> list[Fault]:
     return []
 
 
-def _read(path: Path) -> tuple[bytes, list[Fault]]:
+def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
     try:
-        # A pipe under an image's name would never end.
-        if path.is_file() or not path.exists():
-            return path.read_bytes(), []
-        reason = "no regular file"
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no usable name"
-    remedy = "restore the file or remove the image"
-    return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
+        return images.read(name), []
+    except OSError as error:
+        if not isinstance(error, ABSENT) and error.errno not in UNUSABLE:
+            raise OSError(
+                error.errno or errno.EIO, error.strerror or str(error), images.name_of(name)
+            ) from error
+        reason = error.strerror or "no such file"
+    except ValueError:
+        reason = "no usable name"
+    return b"", [("error", "image_missing", f"cannot be read ({reason})", RESTORE)]
 
 
 def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
-    remedy = "restore the file or remove the image"
     try:
         with _without_pillows_cap(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
             faults = _header_faults(image, row, max_pixels)
-            if not faults:
-                image.load()
-                faults = _turn_faults(_orientation(image))
-            return faults
+            faults = faults or _png_faults(image, content) or _decoding_faults(content, row)
+            return [*faults, *_turn_faults(_orientation(image))]
     except UnidentifiedImageError:
         what = "is no JPEG or PNG, whatever its name" if content else "is empty"
-        return [("error", "image_truncated", what, remedy)]
+        return [("error", "image_truncated", what, RESTORE)]
     except DAMAGE as error:
-        return [("error", "image_truncated", f"cannot be decoded ({error})", remedy)]
+        return [("error", "image_truncated", f"cannot be decoded ({error})", RESTORE)]
 
 
 @contextmanager
@@ -144,6 +157,36 @@ def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[F
         message += f" as its EXIF orientation {orientation} turns it"
         return [("error", "image_size", message, "turn the pixels and remove the orientation")]
     return [("error", "image_size", message, "correct width and height, and check that the boxes fit")]
+
+
+def _png_faults(image: Image.Image, content: bytes) -> list[Fault]:
+    if image.format != "PNG":
+        return []
+    fault = png_fault(content)
+    if fault is not None:
+        return [("error", "image_truncated", f"cannot be decoded ({fault})", RESTORE)]
+    # Pillow reports what else would crash torchvision's decoder; of JPEGs it sees less than that one.
+    image.load()
+    return []
+
+
+def _decoding_faults(content: bytes, row: ImageRow) -> list[Fault]:
+    import torch  # seconds, so only where an image is really decoded
+    from torchvision.io import ImageReadMode, decode_image
+
+    try:
+        with heard_errors() as heard:
+            pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            image = decode_image(pixels, mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        # PyTorch names its own source file before the reason.
+        reason = str(error).split("\n")[0].rsplit(", ", 1)[-1]
+        return [("error", "image_truncated", f"cannot be decoded ({reason})", RESTORE)]
+    if tuple(image.shape) != (3, row.height, row.width):
+        return [("error", "image_truncated", "decodes to another size than its head says", RESTORE)]
+    damage = [line for line in heard if line.startswith(JPEG_DAMAGE)]
+    remedy = "look at it, and restore the file if a part is grey or shifted"
+    return [("warning", "image_corrupt", f"decodes, but: {line}", remedy) for line in damage[:1]]
 
 
 def _turn_faults(orientation: int) -> list[Fault]:

@@ -7,43 +7,67 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 
 from shards.errors import CutShort
 
 AHEAD = 4
+# `map` over tasks, somewhere: yields `function(task)` of each in order and draws only a few tasks ahead.
+Spread = Callable[[Callable, Iterable], Iterator]
 
 
-def map_ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
-    """Yield `function(task)` of each task in order, computed by `workers` processes (1: in this one).
+@contextmanager
+def processes(workers: int) -> Iterator[Spread]:
+    """Yield a `map` in order that `workers` processes compute (1: this one), for one use after the other.
 
     Only a few tasks a worker are in flight, so an iterator of tasks is not drawn into memory. Processes are
-    spawned, not forked: the caller may hold threads, and a forked child may inherit a locked lock.
+    spawned, not forked: the caller may hold threads, and a forked child may inherit a locked lock. They
+    start with the first task and stay, since importing what they need takes them seconds.
 
     Raises:
         CutShort: a process was killed.
     """
     if workers <= 1:
-        yield from map(function, tasks)
+        yield map
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        waiting: deque = deque()
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(function, task))
-                if len(waiting) >= AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise CutShort(
-                "a worker process was killed, perhaps for want of memory; give fewer --workers, "
-                "the same command goes on"
-            ) from None
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield partial(in_order, pool.submit, _result, workers)
+
+
+def map_ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
+    """Yield `function(task)` of each task in order, computed by `processes(workers)`."""
+    with processes(workers) as spread:
+        yield from spread(function, tasks)
+
+
+def in_order(
+    submit: Callable, result: Callable, workers: int, function: Callable, tasks: Iterable
+) -> Iterator:
+    """Yield `result(submit(function, task))` of each task in order, with a few a worker in flight."""
+    waiting: deque = deque()
+    try:
+        for task in tasks:
+            waiting.append(submit(function, task))
+            if len(waiting) >= AHEAD * workers:
+                yield result(waiting.popleft())
+        while waiting:
+            yield result(waiting.popleft())
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _result(future: object) -> object:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise CutShort(
+            "a worker process was killed, perhaps for want of memory; give fewer --workers, "
+            "the same command goes on"
+        ) from None
 
 
 def _end_with_parent() -> None:

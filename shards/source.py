@@ -10,6 +10,7 @@ from typing import Any
 from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import Finding
+from shards.folder import read_file, shown
 
 MAX_IMAGE_ID = 10**12 - 1
 MAX_NUMBER = 1e12
@@ -34,13 +35,14 @@ class Source:
     """A whole annotation file.
 
     Attributes:
+        file: path or URL, for messages.
         rows: by increasing image id.
         findings: errors of ids and structure; what they concern is not among the rows.
         counts: "images" and "annotations" in the file.
         has_annotations: whether the file has an annotation list (test-dev's image_info has none).
     """
 
-    path: Path
+    file: str
     sha256: str
     categories: list[dict]
     rows: list[ImageRow]
@@ -56,12 +58,12 @@ def read_source(path: str | Path) -> Source:
         BadInput: no JSON, no COCO structure, no images, or category ids that are not unique: faults of the
             file as a whole, which skipping cannot pass over.
     """
-    path = Path(path)
-    tree, sha256 = _load(path)
-    images, annotations, categories = _parts(tree, path)
+    file = shown(path)
+    tree, sha256 = _load(path, file)
+    images, annotations, categories = _parts(tree, file)
     findings: list[Finding] = []
-    seats = _unique_images(images, str(path), findings)
-    grouped = _group(annotations, seats, {category["id"] for category in categories}, str(path), findings)
+    seats = _unique_images(images, file, findings)
+    grouped = _group(annotations, seats, {category["id"] for category in categories}, file, findings)
     rows = [
         ImageRow(
             image_id,
@@ -73,7 +75,7 @@ def read_source(path: str | Path) -> Source:
         for image_id in sorted(seats)
     ]
     counts = {"images": len(images), "annotations": len(annotations)}
-    return Source(path, sha256, categories, rows, findings, counts, "annotations" in tree)
+    return Source(file, sha256, categories, rows, findings, counts, "annotations" in tree)
 
 
 def is_number(value: Any) -> bool:
@@ -82,52 +84,54 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < MAX_NUMBER
 
 
-def _load(path: Path) -> tuple[dict, str]:
+def _load(path: str | Path, file: str) -> tuple[dict, str]:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a COCO annotation file") from None
+        raise BadInput(
+            f"{file}: cannot be read ({error.strerror or error}); give a COCO annotation file"
+        ) from None
     except MemoryError:
-        raise BadInput(f"{path}: does not fit into memory; cut it into several data sets") from None
+        raise BadInput(f"{file}: does not fit into memory; cut it into several data sets") from None
     try:
         tree = json.loads(content)
     except RecursionError:
-        raise BadInput(f"{path}: is nested too deep; give a COCO annotation file") from None
+        raise BadInput(f"{file}: is nested too deep; give a COCO annotation file") from None
     except MemoryError:
-        raise BadInput(f"{path}: does not fit into memory; cut it into several data sets") from None
+        raise BadInput(f"{file}: does not fit into memory; cut it into several data sets") from None
     except ValueError as error:
-        raise BadInput(f"{path}: is not JSON ({error}); give a COCO annotation file") from None
+        raise BadInput(f"{file}: is not JSON ({error}); give a COCO annotation file") from None
     if not isinstance(tree, dict):
-        raise BadInput(f"{path}: holds no JSON object; COCO has one with images, annotations, categories")
+        raise BadInput(f"{file}: holds no JSON object; COCO has one with images, annotations, categories")
     return tree, hashlib.sha256(content).hexdigest()
 
 
-def _parts(tree: dict, path: Path) -> tuple[list, list, list[dict]]:
+def _parts(tree: dict, file: str) -> tuple[list, list, list[dict]]:
     lists = []
     for name in ("images", "annotations", "categories"):
         part = tree.get(name, [])
         if not isinstance(part, list):
-            raise BadInput(f"{path}: {name!r} is no list; COCO has a list of objects there")
+            raise BadInput(f"{file}: {name!r} is no list; COCO has a list of objects there")
         lists.append(part)
     images, annotations, categories = lists
     if not images:
-        raise BadInput(f"{path}: holds no images; the data set is empty, give one with images")
-    _check_categories(categories, path)
+        raise BadInput(f"{file}: holds no images; the data set is empty, give one with images")
+    _check_categories(categories, file)
     return images, annotations, sorted(categories, key=lambda category: category["id"])
 
 
-def _check_categories(categories: list, path: Path) -> None:
+def _check_categories(categories: list, file: str) -> None:
     for place, category in enumerate(categories):
         named = isinstance(category, dict) and isinstance(category.get("name"), str)
         if not named or type(category.get("id")) is not int or abs(category["id"]) > MAX_IMAGE_ID:
-            raise BadInput(f"{path}: category number {place} lacks a whole-number id or a name; add it")
+            raise BadInput(f"{file}: category number {place} lacks a whole-number id or a name; add it")
         if _encoded(category) is None:
             raise BadInput(
-                f"{path}: category {category['id']} holds NaN, infinity or too deep a tree; remove it"
+                f"{file}: category {category['id']} holds NaN, infinity or too deep a tree; remove it"
             )
     twice = [key for key, count in Counter(category["id"] for category in categories).items() if count > 1]
     if twice:
-        raise BadInput(f"{path}: category id {twice[0]} is used twice; give each category its own id")
+        raise BadInput(f"{file}: category id {twice[0]} is used twice; give each category its own id")
 
 
 def _unique_images(images: list, file: str, findings: list[Finding]) -> dict[int, dict]:

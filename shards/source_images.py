@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from shards.files import encode_json, write_atomic
+from shards.files import encode_json
+from shards.folder import Folder
 
 LIST = "source_images.json"
 
 
-def note_images(out: Path, images: Iterable[tuple[str, int]]) -> None:
+def note_images(out: Folder, images: Iterable[tuple[str, int]]) -> None:
     """Write OUT/source_images.json: file_name and size in bytes of each image."""
-    write_atomic(out / LIST, encode_json(list(images)))
+    out.write(LIST, encode_json(list(images)))
 
 
 def first_changed(out: Path, folder: Path) -> str | None:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import IO
 
 from shards.errors import BadInput
-from shards.files import flush, sha256_of, whole_or_absent, write_atomic
+from shards.files import flush
+from shards.folder import Folder
 from shards.index import index_name
 from shards.validate import Record
 
@@ -37,57 +39,78 @@ def plan_shards(records: list[Record], name: str, max_bytes: int) -> Iterator[Sh
     yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
 
 
-def write_shard(shard: Shard, images: Path, out: Path) -> dict:
+def write_shard(shard: Shard, images: Folder, out: Folder) -> dict:
     """Return name, samples, bytes and checksums of a shard, written unless it is there and whole.
 
     Raises:
         BadInput: an image is not the one that was validated.
     """
-    path, index_path = out / shard.name, out / index_name(shard.name)
-    # The index is renamed into place after the shard, so an index means that its shard is whole.
-    if not index_path.is_file() or not _is_planned(path, index_path, shard):
-        with whole_or_absent(path) as temporary:
-            _write_tar(temporary, shard, images)
-            index = _index_of(temporary, shard)
-        write_atomic(index_path, json.dumps(index, separators=(",", ":")).encode())
+    written = _found(shard, out)
+    if written is None:
+        with out.making(shard.name) as temporary, open(temporary, "w+b") as stream:
+            tar = _write_tar(stream, shard, partial(_source_image, images))
+            flush(stream)
+            index = _encoded_index(stream, shard)
+        # The index comes after the shard, so an index means that its shard is whole.
+        out.write(index_name(shard.name), index)
+        written = tar, index
+    tar, index = written
     return {
         "name": shard.name,
         "samples": len(shard.records),
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        "index_sha256": sha256_of(index_path),
+        "bytes": tar.size,
+        "sha256": tar.digest.hexdigest(),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
     }
+
+
+class _Hashed:
+    """What a tar is written to: passes on to a stream, if there is one, and counts and hashes."""
+
+    def __init__(self, stream: IO[bytes] | None):
+        self.stream = stream
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self.size += len(content)
+        self.digest.update(content)
+        if self.stream is not None:
+            self.stream.write(content)
 
 
 def _padded(size: int) -> int:
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
-def _write_tar(path: Path, shard: Shard, images: Path) -> None:
+def _write_tar(stream: IO[bytes] | None, shard: Shard, image_of: Callable[[Record], bytes]) -> _Hashed:
     from webdataset import TarWriter  # imports torch: seconds, so only where a shard is really written
 
-    with open(path, "wb") as stream:
-        with TarWriter(stream, user=OWNER, group=OWNER, mtime=0, encoder=False) as writer:
-            for record in shard.records:
-                writer.write(_sample(record, images))
-        flush(stream)
+    tar = _Hashed(stream)
+    with TarWriter(tar, user=OWNER, group=OWNER, mtime=0, encoder=False) as writer:
+        for record in shard.records:
+            content = image_of(record)
+            writer.write({"__key__": record.key, record.image.extension: content, "json": record.json})
+    return tar
 
 
-def _sample(record: Record, images: Path) -> dict:
-    path = images / record.file_name
+def _source_image(images: Folder, record: Record) -> bytes:
     try:
-        content = path.read_bytes()
+        content = images.read(record.file_name)
     except OSError:
         content = b""
     if hashlib.sha256(content).hexdigest() != record.image.sha256:
-        raise BadInput(f"{path}: image {record.image_id} changed while it was sharded; run it again")
-    return {"__key__": record.key, record.image.extension: content, "json": record.json}
+        name = images.name_of(record.file_name)
+        raise BadInput(f"{name}: image {record.image_id} changed while it was sharded; run it again")
+    return content
 
 
-def _index_of(path: Path, shard: Shard) -> list[dict]:
-    with tarfile.open(path) as tar:
+def _encoded_index(stream: IO[bytes], shard: Shard) -> bytes:
+    stream.seek(0)
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         places = {member.name: {"offset": member.offset_data, "size": member.size} for member in tar}
-    return [_entry(record, places) for record in shard.records]
+    entries = [_entry(record, places) for record in shard.records]
+    return json.dumps(entries, separators=(",", ":")).encode()
 
 
 def _entry(record: Record, places: dict[str, dict]) -> dict:
@@ -105,21 +128,30 @@ def _entry(record: Record, places: dict[str, dict]) -> dict:
     }
 
 
-def _is_planned(path: Path, index_path: Path, shard: Shard) -> bool:
-    """Whether a shard from an earlier, killed call is what this call would write, to the last byte."""
-    if not path.is_file():
-        return False
+def _found(shard: Shard, out: Folder) -> tuple[_Hashed, bytes] | None:
+    """Return tar and index that an earlier, killed call left, if they are what this one would write.
+
+    To the last byte: the tar is written again, to nowhere, out of the images that lie in it.
+    """
+    if not out.has(index_name(shard.name)) or not out.has(shard.name):
+        return None
     try:
-        entries = json.loads(index_path.read_bytes())
-        return entries == _index_of(path, shard) and _members_match(path, entries)
-    except (ValueError, KeyError, tarfile.TarError):
-        return False
+        with out.open(shard.name) as stream:
+            index = _encoded_index(stream, shard)
+            members = [entry["members"] for entry in json.loads(index)]
+            lie = dict(zip((record.key for record in shard.records), members, strict=True))
+            tar = _write_tar(None, shard, lambda record: _shard_image(stream, record, lie[record.key]))
+            stream.seek(0)
+            same = hashlib.file_digest(stream, "sha256").digest() == tar.digest.digest()
+    except (ValueError, KeyError, EOFError, OverflowError, tarfile.TarError):
+        return None
+    return (tar, index) if same and out.read(index_name(shard.name)) == index else None
 
 
-def _members_match(path: Path, entries: list[dict]) -> bool:
-    with open(path, "rb") as stream:
-        for member in (member for entry in entries for member in entry["members"].values()):
-            stream.seek(member["offset"])
-            if hashlib.sha256(stream.read(member["size"])).hexdigest() != member["sha256"]:
-                return False
-    return True
+def _shard_image(stream: IO[bytes], record: Record, members: dict[str, dict]) -> bytes:
+    member = members[record.image.extension]
+    stream.seek(member["offset"])
+    content = stream.read(record.image.size)
+    if hashlib.sha256(content).hexdigest() != record.image.sha256:
+        raise ValueError(f"{record.key} is damaged")
+    return content

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from shards.check_annotation import check_annotation
 from shards.check_image import ImageFile, check_image
 from shards.files import encode_json
 from shards.findings import Finding
-from shards.pool import map_ordered
+from shards.folder import Folder
+from shards.pool import Spread
 from shards.source import ImageRow, Source
 
 CHUNK = 64
@@ -42,13 +42,16 @@ class Record:
 
 
 def validate(
-    source: Source, images: Path, *, max_pixels: int, workers: int, on_bad: str, repair: bool
+    source: Source, images: Folder, *, max_pixels: int, on_bad: str, repair: bool, spread: Spread
 ) -> tuple[list[Record], list[Finding]]:
     """Return the records to write, by increasing image id, and all findings, each with what was done.
 
     Every image is decoded and every mask rasterised. With `on_bad="fail"` errors come back as "refused"
     (their images and annotations are among the records all the same: nothing should be written); with
     "skip" the image or annotation is left out.
+
+    Args:
+        spread: a `map` in order, over chunks of images.
     """
     rename = {"refused": "skipped"} if on_bad == "skip" else {}
     findings = [_settled(finding, repair) for finding in source.findings]
@@ -57,16 +60,20 @@ def validate(
         _check_rows,
         images=images,
         max_pixels=max_pixels,
-        file=str(source.path),
+        file=source.file,
         repair=repair,
         skip=on_bad == "skip",
         annotated=source.has_annotations,
     )
-    useful = len(source.rows) // (CHUNK * CHUNKS_A_WORKER)
-    for chunk_records, chunk_findings in map_ordered(check, _chunks(source.rows), min(workers, useful)):
+    for chunk_records, chunk_findings in spread(check, _chunks(source.rows)):
         records += chunk_records
         findings += chunk_findings
     return records, [replace(f, action=rename.get(f.action, f.action)) for f in findings]
+
+
+def useful_workers(images: int) -> int:
+    """Return how many processes are worth their start for so many images."""
+    return max(1, images // (CHUNK * CHUNKS_A_WORKER))
 
 
 def _chunks(rows: list[ImageRow]) -> Iterator[list[ImageRow]]:
@@ -80,7 +87,13 @@ def _settled(finding: Finding, repair: bool) -> Finding:
 
 
 def _check_rows(
-    rows: list[ImageRow], images: Path, max_pixels: int, file: str, repair: bool, skip: bool, annotated: bool
+    rows: list[ImageRow],
+    images: Folder,
+    max_pixels: int,
+    file: str,
+    repair: bool,
+    skip: bool,
+    annotated: bool,
 ) -> tuple[list[Record], list[Finding]]:
     records, findings = [], []
     for row in rows:

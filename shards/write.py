@@ -3,20 +3,22 @@
 import hashlib
 import json
 import re
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.check_image import MAX_PIXELS, leads_out
 from shards.errors import BadInput
-from shards.files import encode_json, only_writer, sha256_of, write_atomic
+from shards.files import encode_json
 from shards.findings import Refused, refuse_errors, report_of
+from shards.folder import Folder, folder_at
 from shards.index import DESCRIPTION, FORMAT, index_name
-from shards.pool import map_ordered
+from shards.pool import Spread, processes
 from shards.source import Source, read_source
 from shards.source_images import note_images
 from shards.tars import plan_shards, write_shard
-from shards.validate import Record, validate
+from shards.validate import Record, useful_workers, validate
 
 PROGRESS = "progress.json"
 REPORT = "report.json"
@@ -33,48 +35,52 @@ def write_shards(
     max_pixels: int = MAX_PIXELS,
     shard_size_mb: int = 256,
     name: str | None = None,
+    spreading: AbstractContextManager[Spread] | None = None,
 ) -> dict:
     """Return the content of OUT/dataset.json, after writing the shards, their indexes and report.json.
 
     Validates everything first and writes report.json, also when it refuses. Bytes do not depend on the
-    number of workers. Killed and called again it goes on; finished, it returns at once.
+    number of workers. Killed and called again it goes on; finished, it returns at once. A second writer of
+    `out` is refused where `out` is a local folder; object stores have no locks.
 
     Args:
-        images: folder that the file_names of the annotation file are relative to.
-        annotations: a COCO instances file, or an image list without annotations.
-        out: target folder, one data set each.
-        workers: processes.
+        images: folder or URL that the file_names of the annotation file are relative to.
+        annotations: a COCO instances file, or an image list without annotations; a path or URL.
+        out: target folder or URL, one data set each.
+        workers: processes; no more than the images are worth are started.
         on_bad: "fail" refuses any error, "skip" leaves the image or annotation out; both list it.
         repair: clip boxes, take boxes and areas from the masks, drop annotations without a usable mask.
         max_pixels: an image of more pixels (width x height) is an error and is not decoded.
         shard_size_mb: a shard is closed when it would grow beyond this many MiB.
         name: shards are called NAME-000000.tar; by default as the annotation file.
+        spreading: what yields a `map` in order to be used in place of processes of this machine.
 
     Raises:
         BadInput: an error in the source, another source in `out`, or an argument out of range.
     """
     _check_arguments(workers, on_bad, max_pixels, shard_size_mb)
-    out, images = Path(out), Path(images)
-    if not images.is_dir():
-        raise BadInput(f"{images}: is no folder; give the folder of the images")
+    target, originals = folder_at(out), folder_at(images)
+    if not originals.exists():
+        raise BadInput(f"{originals}: is no folder; give the folder of the images")
     source = read_source(annotations)
     identity = {
         "annotations_sha256": source.sha256,
-        "image_sizes_sha256": _hash_image_sizes(source, images),
+        "image_sizes_sha256": _hash_image_sizes(source, originals),
         "on_bad": on_bad,
         "repair": repair,
         "max_pixels": max_pixels,
         "shard_size_mb": shard_size_mb,
-        "name": _shard_name(source.path.stem if name is None else name),
+        "name": _shard_name(PurePosixPath(source.file).stem if name is None else name),
     }
-    _make_folder(out)
-    with only_writer(out):
-        finished = _begun(out, identity)
+    _make_folder(target)
+    with target.locked():
+        finished = _begun(target, identity)
         if finished is not None:
             return finished
         options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
-        records = _validated(source, images, out, workers, options)
-        return _write_all(source, records, images, out, identity, workers)
+        with spreading or processes(min(workers, useful_workers(len(source.rows)))) as spread:
+            records = _validated(source, originals, target, options, spread)
+            return _write_all(source, records, originals, target, identity, spread)
 
 
 def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: int) -> None:
@@ -86,11 +92,12 @@ def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: 
             raise BadInput(f"{name} is {number}; give at least 1")
 
 
-def _make_folder(out: Path) -> None:
+def _make_folder(out: Folder) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.make()
     except OSError as error:
-        raise BadInput(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
+        reason = error.strerror or error
+        raise BadInput(f"{out}: cannot be made a folder ({reason}); choose another --out") from None
 
 
 def _shard_name(name: str) -> str:
@@ -100,32 +107,25 @@ def _shard_name(name: str) -> str:
     return safe
 
 
-def _hash_image_sizes(source: Source, images: Path) -> str:
+def _hash_image_sizes(source: Source, images: Folder) -> str:
     """Hash names and sizes: a mended image is another source, and a look at each file is cheap."""
     digest = hashlib.sha256()
+    sizes = images.sizes(row.file_name for row in source.rows if not leads_out(row.file_name))
     for row in source.rows:
-        digest.update(encode_json((row.file_name, _size_of(images, row.file_name))))
+        size = -1 if leads_out(row.file_name) else next(sizes)
+        digest.update(encode_json((row.file_name, size)))
     return digest.hexdigest()
 
 
-def _size_of(images: Path, file_name: str) -> int:
-    if leads_out(file_name):
-        return -1
-    try:
-        return (images / file_name).stat().st_size
-    except (OSError, ValueError):
-        return -1
-
-
-def _begun(out: Path, identity: dict) -> dict | None:
+def _begun(out: Folder, identity: dict) -> dict | None:
     """Return what is finished there, None if it is to be begun or gone on with; refuse another source."""
-    if (out / DESCRIPTION).is_file():
-        description = _json_of(out / DESCRIPTION)
+    if out.has(DESCRIPTION):
+        description = _json_of(out, DESCRIPTION)
         if description.get("source") == identity:
             # Left by a call that was killed, or found the disk full, at its very last step.
-            (out / PROGRESS).unlink(missing_ok=True)
+            out.remove(PROGRESS)
             return description if _is_whole(out, description) else None
-    elif not (out / PROGRESS).is_file() or _json_of(out / PROGRESS) == identity:
+    elif not out.has(PROGRESS) or _json_of(out, PROGRESS) == identity:
         return None
     raise BadInput(
         f"{out}: holds shards of another source or other options; choose another --out or delete it "
@@ -133,44 +133,49 @@ def _begun(out: Path, identity: dict) -> dict | None:
     )
 
 
-def _is_whole(out: Path, description: dict) -> bool:
+def _is_whole(out: Folder, description: dict) -> bool:
     """Whether every shard and every index is there to the last byte."""
-    checksums = {}
-    for shard in description["shards"]:
-        checksums[out / shard["name"]] = shard["sha256"]
-        checksums[out / index_name(shard["name"])] = shard["index_sha256"]
-    return all(path.is_file() and sha256_of(path) == checksum for path, checksum in checksums.items())
-
-
-def _json_of(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_bytes()))
+        return all(_holds(out, shard) for shard in description["shards"])
+    except (KeyError, TypeError, AttributeError):
+        # Damage that left JSON behind: then everything is looked at and written anew.
+        return False
+
+
+def _holds(out: Folder, shard: dict) -> bool:
+    index = index_name(shard["name"])
+    whole = out.has(index) and hashlib.sha256(out.read(index)).hexdigest() == shard["index_sha256"]
+    return whole and out.holds(shard["name"], shard["bytes"], shard["sha256"])
+
+
+def _json_of(out: Folder, name: str) -> dict:
+    try:
+        return dict(json.loads(out.read(name)))
     except (ValueError, TypeError):
-        raise BadInput(f"{path}: is damaged; delete the folder and shard again") from None
+        raise BadInput(f"{out.name_of(name)}: is damaged; delete the folder and shard again") from None
 
 
 def _validated(
-    source: Source, images: Path, out: Path, workers: int, options: dict[str, Any]
+    source: Source, images: Folder, out: Folder, options: dict[str, Any], spread: Spread
 ) -> list[Record]:
-    records, findings = validate(source, images, workers=workers, **options)
+    records, findings = validate(source, images, spread=spread, **options)
     kept = {"images": len(records), "annotations": sum(record.num_instances for record in records)}
     if any(finding.action == "refused" for finding in findings):
         kept = dict.fromkeys(kept, 0)
     report = report_of(findings, source.counts, kept)
-    write_atomic(out / REPORT, json.dumps(report, indent=1).encode())
-    refuse_errors(findings, str(out / REPORT))
+    out.write(REPORT, json.dumps(report, indent=1).encode())
+    refuse_errors(findings, out.name_of(REPORT))
     if not records:
-        raise Refused(f"{source.path}: no image is left after skipping; see {out / REPORT}")
+        raise Refused(f"{source.file}: no image is left after skipping; see {out.name_of(REPORT)}")
     return records
 
 
 def _write_all(
-    source: Source, records: list[Record], images: Path, out: Path, identity: dict, workers: int
+    source: Source, records: list[Record], images: Folder, out: Folder, identity: dict, spread: Spread
 ) -> dict:
-    write_atomic(out / PROGRESS, encode_json(identity))
-    plan = list(plan_shards(records, identity["name"], identity["shard_size_mb"] << 20))
-    write = partial(write_shard, images=images, out=out)
-    shards = list(map_ordered(write, plan, min(workers, len(plan))))
+    out.write(PROGRESS, encode_json(identity))
+    plan = plan_shards(records, identity["name"], identity["shard_size_mb"] << 20)
+    shards = list(spread(partial(write_shard, images=images, out=out), plan))
     description = {
         "format": FORMAT,
         "shards": shards,
@@ -183,8 +188,8 @@ def _write_all(
         "source": identity,
     }
     note_images(out, ((record.file_name, record.image.size) for record in records))
-    write_atomic(out / DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
-    (out / PROGRESS).unlink()
+    out.write(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
+    out.remove(PROGRESS)
     return description
 
 

@@ -1,5 +1,6 @@
 """Images as cameras, scanners and phones write them: they train as they are stored, or are named."""
 
+import errno
 import os
 import struct
 import zlib
@@ -131,6 +132,37 @@ def test_another_cap_is_another_data_set(case):
 def test_command_config_and_function_have_the_same_cap_by_default():
     assert Data(train="a", val="b").max_pixels == MAX_PIXELS
     assert shard_command.__defaults__.count(MAX_PIXELS) == 1
+
+
+def test_damage_that_decoders_pass_over_is_warned_of(case, capfd):
+    path = case.images / "empty.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes(40) + content[-2:])
+    case.shard()
+    [found] = [f for f in case.report()["findings"] if f["kind"] == "image_corrupt"]
+    assert (found["severity"], found["image_id"]) == ("warning", 99)
+    assert "extraneous bytes" in found["message"]
+    assert capfd.readouterr().err == ""
+
+
+def test_what_training_cannot_decode_is_an_error_although_others_can(case):
+    """With its end marker zeroed Pillow loads a JPEG; the decoder of torchvision does not."""
+    path = case.images / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-2] + bytes(2))
+    Image.open(path).load()
+    with pytest.raises(BadInput, match=r"image 7: cannot be decoded \(Image is incomplete or truncated"):
+        case.shard()
+
+
+def test_a_failing_disk_is_no_fault_of_the_image(case, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("shards.folder.LocalFolder.read", fail)
+    with pytest.raises(OSError, match=r"Input/output error: '.*a\.jpg'"):
+        case.shard(on_bad="skip")
+    assert not (case.out / "report.json").exists()
 
 
 def test_a_pipe_under_an_images_name_does_not_hang(case):

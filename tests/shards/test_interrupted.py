@@ -80,6 +80,8 @@ def test_wherever_the_disk_fails_nothing_half_written_looks_done_and_the_same_ca
 LIMITED = """
 import resource, sys
 from jobs.cli import main
+from shards import validate
+validate.CHUNK = validate.CHUNKS_A_WORKER = 2
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 main(sys.argv[2:])
 """

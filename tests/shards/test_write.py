@@ -86,7 +86,9 @@ def test_index_and_description_say_where_everything_is(case):
 
 
 @pytest.mark.usefixtures("cut_small")
-def test_bytes_do_not_depend_on_workers(synthetic, tmp_path):
+def test_bytes_do_not_depend_on_workers(synthetic, tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.validate.CHUNKS_A_WORKER", 1)
+    monkeypatch.setattr("shards.validate.CHUNK", 7)
     description = shard(synthetic, tmp_path / "one")
     assert len(description["shards"]) > 2
     shard(synthetic, tmp_path / "two", workers=2)

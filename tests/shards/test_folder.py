@@ -1,0 +1,149 @@
+"""Sources and targets by URL: the same bytes as in a local folder, whole objects only, in the right order."""
+
+import errno
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from shards.errors import BadInput
+from shards.folder import folder_at, shown
+from shards.write import write_shards
+from tests.shards.coco_case import Case
+
+
+@pytest.fixture
+def store(case: Case):
+    """The data set in an object store of its own: its URL."""
+    url = f"memory://{uuid.uuid4().hex}"
+    case.json.write_text(json.dumps(case.tree))
+    system, root = fsspec.core.url_to_fs(url)
+    system.put(str(case.images), f"{root}/images", recursive=True)
+    system.put(str(case.json), f"{root}/instances.json")
+    yield url
+    system.rm(root, recursive=True)
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """Return what lies under a URL, but the report, which names the source."""
+    system, root = fsspec.core.url_to_fs(url)
+    found = {path.rsplit("/", 1)[1]: system.cat_file(path) for path in system.find(root)}
+    return {name: content for name, content in found.items() if name != "report.json"}
+
+
+def shard(store: str, out: str = "out", **options):
+    return write_shards(f"{store}/images", f"{store}/instances.json", f"{store}/{out}", **options)
+
+
+@pytest.fixture
+def a_shard_an_image(monkeypatch):
+    from shards import write
+
+    plan = write.plan_shards
+    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))
+
+
+def test_a_store_gets_the_bytes_that_a_folder_gets(case, store):
+    local = case.shard()
+    assert shard(store) == local
+    assert objects(f"{store}/out") == objects(str(case.out))
+    assert shard(store) == local, "finished, and found so"
+
+
+def test_a_file_url_is_the_local_folder_and_has_its_lock(case):
+    case.json.write_text(json.dumps(case.tree))
+    write_shards(f"file://{case.images}", f"file://{case.json}", f"file://{case.out}")
+    with folder_at(case.out).locked(), pytest.raises(BadInput, match="another process is writing there"):
+        write_shards(f"file://{case.images}", f"file://{case.json}", f"file://{case.out}")
+    assert (case.out / "dataset.json").is_file()
+
+
+@pytest.mark.usefixtures("a_shard_an_image")
+def test_wherever_the_store_fails_an_index_means_its_shard_and_the_same_call_completes(store, monkeypatch):
+    shard(store, "undisturbed")
+    undisturbed = objects(f"{store}/undisturbed")
+    call, failed = 0, True
+    while failed:
+        call, failed = call + 1, False
+        with monkeypatch.context() as patch:
+            failing_at(patch, call)
+            try:
+                shard(store, f"out-{call}")
+            except OSError as error:
+                failed = True
+                assert str(error.filename).startswith(f"{store}/out-{call}/")
+        left = objects(f"{store}/out-{call}")
+        assert ("dataset.json" in left) == (not failed)
+        for name in left.keys() & undisturbed.keys():
+            assert left[name] == undisturbed[name]
+            assert not name.endswith(".index.json") or name.replace(".index.json", ".tar") in left
+        shard(store, f"out-{call}")
+        assert objects(f"{store}/out-{call}") == undisturbed
+    assert call > 10
+
+
+def failing_at(monkeypatch, call: int) -> None:
+    """Let one upload fail before the object is there, as a broken connection does."""
+    calls = []
+
+    def failing(upload):
+        def wrapped(*arguments, **options):
+            calls.append(arguments)
+            if len(calls) == call:
+                raise OSError("connection lost")
+            return upload(*arguments, **options)
+
+        return wrapped
+
+    for name in ("pipe_file", "put_file"):
+        monkeypatch.setattr(MemoryFileSystem, name, failing(getattr(MemoryFileSystem, name)))
+
+
+def test_an_absent_object_is_a_finding_and_a_broken_connection_is_none(store, monkeypatch):
+    system, root = fsspec.core.url_to_fs(store)
+    system.rm(f"{root}/images/a.jpg")
+    with pytest.raises(BadInput, match=f"{store}/images/a.jpg, image 7: cannot be read"):
+        shard(store)
+    shard(store, on_bad="skip")
+    read = MemoryFileSystem.cat_file
+
+    def fail(self, path, *arguments, **options):
+        if path.endswith(".png"):
+            raise OSError(errno.ETIMEDOUT, "timed out")
+        return read(self, path, *arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
+    with pytest.raises(OSError, match=r"timed out: '.*c\.png'"):
+        shard(store, "other", on_bad="skip")
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket/x", "memory-of-nothing://x"])
+def test_a_url_that_nothing_reaches_is_refused_in_one_line(case, url):
+    with pytest.raises(BadInput, match="cannot be reached"):
+        write_shards(url, case.json, case.out)
+
+
+def test_missing_sources_are_named(case, store):
+    with pytest.raises(BadInput, match=f"{store}/nowhere: is no folder"):
+        write_shards(f"{store}/nowhere", f"{store}/instances.json", case.out)
+    with pytest.raises(BadInput, match=r"absent\.json: cannot be read"):
+        write_shards(f"{store}/images", f"{store}/absent.json", case.out)
+
+
+def test_a_password_in_a_url_is_not_shown():
+    assert shown("ftp://me:secret@host/x") == "ftp://host/x"
+    assert folder_at("memory://me:secret@host").name_of("a.jpg") == "memory://host/a.jpg"
+
+
+def test_local_paths_do_without_fsspec():
+    code = (
+        "import sys, shards.write; from shards.folder import folder_at; folder_at('.'); print(*sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "fsspec" not in run.stdout.split() and "torch" not in run.stdout.split()
