@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
@@ -25,7 +26,8 @@ PIXEL_ERROR = 2.01 / 255
 BOX_ERROR_PX = 0.01
 THIN_PX = 0.01
 
-PEERS = ("CocoDetection", "CocoDetection with masks")
+# The masks that a network trains on are resized with the image; the second one leaves that to others.
+PEERS = ("CocoDetection", "CocoDetection with masks as stored", "CocoDetection with masks")
 
 RESIZE = build_transform(Model()).resize
 
@@ -59,20 +61,25 @@ class DecodeAndResize(Dataset):
         return RESIZE(image.float().div(255))[0]
 
 
-def coco_detection(images: Path, annotations: Path) -> CocoDetection:
+def coco_detection(images: Path, annotations: Path, resize: Callable | None = None) -> CocoDetection:
     """Return torchvision's data set; its targets stay the annotations as they are in the file."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return CocoDetection(images, annotations, transforms=_resize_pil)
+        return CocoDetection(images, annotations, transforms=resize or _resize_image)
 
 
-def rasterised(images: Path, annotations: Path) -> Dataset:
-    """Return the same with boxes, labels and whole masks, made by torchvision; masks are not resized."""
+def rasterised(images: Path, annotations: Path, resize: Callable | None = None) -> Dataset:
+    """Return the same with boxes, labels and whole masks, made by torchvision from every annotation."""
     keys = ("boxes", "labels", "masks")
-    return wrap_dataset_for_transforms_v2(coco_detection(images, annotations), target_keys=keys)
+    return wrap_dataset_for_transforms_v2(coco_detection(images, annotations, resize), target_keys=keys)
 
 
-def _resize_pil(image, target):
+def _resize_image(image: Image, target: object) -> tuple[Tensor, object]:
     return RESIZE(pil_to_tensor(image).float().div(255))[0], target
+
+
+def _resize_both(image: Image, target: dict) -> tuple[Tensor, dict]:
+    """Bring the target to the network's scale too; without annotations torchvision makes no boxes."""
+    return RESIZE(pil_to_tensor(image).float().div(255), target if "boxes" in target else None)
 
 
 def contenders(
@@ -81,13 +88,20 @@ def contenders(
     """Return what is timed on the first `count` samples: in this process, and under a DataLoader."""
     own = Ours(shards)
     floor = DecodeAndResize([own.shards.image_bytes(place) for place in range(count)])
-    plain, masked = coco_detection(images, annotations), rasterised(images, annotations)
+    peers = (
+        coco_detection(images, annotations),
+        rasterised(images, annotations),
+        rasterised(images, annotations, _resize_both),
+    )
+    theirs = {
+        f"{name}, DataLoader": lambda turn, peer=peer: drain(loader(peer, count, workers))
+        for name, peer in zip(PEERS, peers, strict=True)
+    }
     return {
         "ours": lambda turn: drain(own[place] for place in range(count)),
         "decode and resize": lambda turn: drain(floor[place] for place in range(count)),
         "ours, DataLoader": lambda turn: drain(loader(own, count, workers)),
-        f"{PEERS[0]}, DataLoader": lambda turn: drain(loader(plain, count, workers)),
-        f"{PEERS[1]}, DataLoader": lambda turn: drain(loader(masked, count, workers)),
+        **theirs,
     }
 
 
