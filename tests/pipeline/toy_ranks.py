@@ -67,7 +67,9 @@ def main(stage: int, accumulate: int, folder: str, save_at: int) -> None:
             dist.barrier()
     if rank == 0:
         flat = torch.cat([value.flatten() for value in engine.module.state_dict().values()])
-        print("WEIGHTS", json.dumps(flat.double().tolist()))
+        print("WEIGHTS", json.dumps(flat.double().tolist()), flush=True)
+    # Threads of the process group that outlive the interpreter end it with SIGABRT.
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

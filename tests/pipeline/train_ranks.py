@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from configs.load import parse_config
 from pipeline.train import TrainJob, train
 
@@ -19,6 +21,8 @@ def main(job_file: str) -> None:
         if os.environ["RANK"] == "0":
             Path(job_file).with_suffix(".error").write_text(f"{type(error).__name__}: {error}")
         raise
+    # Threads of the process group that outlive the interpreter end it with SIGABRT.
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
