@@ -16,6 +16,7 @@ MAX_IMAGE_ID = 10**12 - 1
 MAX_NUMBER = 1e12
 # Far beyond COCO's 4 levels, far below where Python's JSON gives up, on whatever stack a reader stands.
 MAX_DEPTH = 100
+NOT_FINITE = ("not_finite", "holds NaN, infinity or too deep a tree", "give finite numbers")
 REPEATED = "entry dropped: it repeats the first one word for word"
 
 
@@ -156,18 +157,18 @@ def _image_fault(image: Any, place: int) -> tuple[str, str, str] | None:
         return "image_malformed", f"image number {place} is no JSON object", "remove it"
     image_id = image.get("id")
     if type(image_id) is not int or not 0 <= image_id <= MAX_IMAGE_ID:
-        shown = repr(image_id)[:40]
+        value = repr(image_id)[:40]
         return (
             "image_malformed",
-            f"image number {place} has id {shown}",
+            f"image number {place} has id {value}",
             "use a whole number of at most 12 digits",
         )
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
         return "image_malformed", "has no file_name", "add it"
     for side in ("width", "height"):
         if type(image.get(side)) is not int or not 0 < image[side] < 1 << 31:
-            shown = repr(image.get(side))[:40]
-            return "image_malformed", f"has {side} {shown}", "state the file's own size in pixels"
+            value = repr(image.get(side))[:40]
+            return "image_malformed", f"has {side} {value}", "state the file's own size in pixels"
     return None
 
 
@@ -179,12 +180,13 @@ def _group(
     refused = {finding.image_id for finding in findings} - set(seats)
     seen: set[int] = set()
     for place, annotation in enumerate(annotations):
+        encoded = _encoded(annotation)
         fault = _annotation_fault(annotation, place, seats, categories, seen, refused)
-        if fault is None:
+        if fault is None and encoded is not None:
             seen.add(annotation["id"])
-            grouped[annotation["image_id"]].append(encode_json(annotation))
-            continue
-        findings.append(_finding(annotation, fault, file, grouped))
+            grouped[annotation["image_id"]].append(encoded)
+        else:
+            findings.append(_finding(annotation, fault or NOT_FINITE, file, grouped))
     return grouped
 
 
@@ -208,10 +210,10 @@ def _annotation_fault(
         return "annotation_malformed", f"annotation number {place} is no JSON object", "remove it"
     for name in ("id", "image_id", "category_id"):
         if not _is_id(annotation.get(name)):
-            shown = repr(annotation.get(name))[:40]
+            value = repr(annotation.get(name))[:40]
             return (
                 "annotation_malformed",
-                f"annotation number {place} has {name} {shown}",
+                f"annotation number {place} has {name} {value}",
                 "use a whole number",
             )
     if annotation["id"] in seen:
@@ -225,10 +227,8 @@ def _annotation_fault(
             "list the image or remove the annotation",
         )
     if annotation["category_id"] not in categories:
-        shown = annotation["category_id"]
-        return "unknown_category", f"has category_id {shown}, which is not listed", "add it to categories"
-    if _encoded(annotation) is None:
-        return "not_finite", "holds NaN, infinity or too deep a tree", "give finite numbers"
+        value = annotation["category_id"]
+        return "unknown_category", f"has category_id {value}, which is not listed", "add it to categories"
     return None
 
 

@@ -16,6 +16,9 @@ from shards.validate import Record
 
 OWNER = "mrrcnn"
 BLOCK = 512
+# A worker holds the annotations of its shard. COCO has 6 MiB of them in 256 MiB, so this cuts only data
+# sets of tiny images, whose shards would otherwise be annotations for the most part.
+MAX_JSON_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,19 @@ class Shard:
 
 
 def plan_shards(records: list[Record], name: str, max_bytes: int) -> Iterator[Shard]:
-    """Yield the shards in order; the cut depends on the records alone, never on the workers."""
-    number, total, batch = 0, 0, []
+    """Yield the shards in order; the cut depends on the records alone, never on the workers.
+
+    A shard ends before it grows beyond `max_bytes`, or its annotations beyond 8 MiB; one sample fits always.
+    """
+    number, total, texts, batch = 0, 0, 0, []
     for record in records:
-        size = _padded(record.image.size) + _padded(len(record.json))
-        if batch and total + size > max_bytes:
+        text = len(record.json)
+        size = _padded(record.image.size) + _padded(text)
+        if batch and (total + size > max_bytes or texts + text > MAX_JSON_BYTES):
             yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
-            number, total, batch = number + 1, 0, []
+            number, total, texts, batch = number + 1, 0, 0, []
         batch.append(record)
-        total += size
+        total, texts = total + size, texts + text
     yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
 
 

@@ -95,6 +95,12 @@ def test_bytes_do_not_depend_on_workers(synthetic, tmp_path, monkeypatch):
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
+def test_no_worker_has_to_hold_many_annotations_at_a_time(case, monkeypatch):
+    monkeypatch.setattr("shards.tars.MAX_JSON_BYTES", 1)
+    description = case.shard()
+    assert [shard["samples"] for shard in description["shards"]] == [1, 1, 1, 1]
+
+
 @pytest.mark.usefixtures("cut_small")
 def test_the_hash_is_of_the_samples_not_of_the_cut(synthetic, sharded, tmp_path):
     cut = shard(synthetic, tmp_path / "cut")
