@@ -185,6 +185,28 @@ def test_damaged_shards(pristine, tmp_path):
     print(ends)
 
 
+def test_a_damaged_description(pristine, tmp_path):
+    """Sharding again says that it is damaged or another's, or goes on; the shards stay as they are."""
+    pristine.shard()
+    whole = contents(pristine.out)
+    ends = Counter()
+    for rng, case, tag in each_case(pristine, tmp_path, "description"):
+        shutil.copytree(pristine.out, case.out)
+        case.json.write_text(json.dumps(case.tree))
+        damaged = case.out / "dataset.json"
+        damaged.write_bytes(damage_bytes(damaged.read_bytes(), rng))
+        try:
+            write_shards(case.images, case.json, case.out)
+            ends["went on"] += 1
+        except BadInput as error:
+            check_named(error, tag)
+            ends["named"] += 1
+        left = contents(case.out)
+        assert all(left[name] == whole[name] for name in whole.keys() - {"dataset.json"}), tag
+    assert min(ends["went on"], ends["named"]) > 0
+    print(ends)
+
+
 def test_the_account_notices_a_silent_loss(pristine):
     """The check itself: an annotation that is gone without a finding does not pass."""
     pristine.annotation(1)["area"] = 900
