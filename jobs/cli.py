@@ -41,6 +41,14 @@ Address = Annotated[
         help="A running Ray cluster: auto, or HEAD:6379.", show_default="a private one on this machine"
     ),
 ]
+MinWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Go on with as few when nodes of the cluster are lost, and grow again when they are back.",
+        show_default="as many as --workers: wait for lost ones",
+    ),
+]
 Redo = Annotated[
     Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
 ]
@@ -126,11 +134,12 @@ def run(
     launcher: LauncherOption = "ray",
     address: Address = None,
     redo: Redo = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Run the stages that are not done; the same command again resumes."""
     from jobs.verbs import run_config
 
-    run_config(config, set_, run_dir, workers, launcher, address, redo)
+    run_config(config, set_, run_dir, workers, launcher, address, redo, min_workers)
 
 
 @app.command()
@@ -141,11 +150,12 @@ def submit(
     set_: Set = None,
     workers: Annotated[int, typer.Option(min=1, help="Ranks on the cluster.")] = 1,
     redo: Redo = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Run as a job of a Ray cluster, follow its log, and end with its exit code."""
     from jobs.verbs import submit_config
 
-    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo))
+    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo, min_workers))
 
 
 @app.command()

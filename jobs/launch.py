@@ -23,6 +23,8 @@ def launch(
     workers: int = 1,
     launcher: str = "ray",
     address: str | None = None,
+    sizes: tuple[int, ...] = (),
+    checkpoints: Path | None = None,
 ) -> None:
     """Return when every rank has done `task(payload)`; a killed worker is started again.
 
@@ -33,6 +35,10 @@ def launch(
         workers: number of ranks.
         launcher: "ray", "torchrun" (this machine), or "local" (this process; one worker).
         address: of a running Ray cluster; None starts a private one on this machine.
+        sizes: numbers of workers that a cluster may go on with when it has lost nodes; without any,
+            it waits for as many as `workers` again.
+        checkpoints: the directory of the task's checkpoints; right after a new one, a group that had
+            become smaller may grow again.
 
     Raises:
         BadInput: what a worker found wrong with the user's data or config.
@@ -49,9 +55,11 @@ def launch(
             elif launcher == "torchrun":
                 failure = _torchrun(task, payload, scratch, workers)
             else:
+                from jobs.elastic import Plan
                 from jobs.ray_launch import run_on_ray
 
-                failure = run_on_ray(task, payload, scratch, workers, address)
+                plan = Plan(sizes or (workers,), checkpoints, scratch / "progress.log")
+                failure = run_on_ray(task, payload, scratch, plan, address)
     finally:
         _raise_verdict(scratch)
     if failure:
