@@ -44,17 +44,18 @@ class LocalCluster:
 
     def start(self, number: int) -> None:
         """Start a node, the head first, and return when the cluster has it."""
-        before = self.alive()
+        output = self.folder / f"node-{number}.log"
+        output.write_bytes(b"")
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--num-gpus=0"]
         command += [f"--object-store-memory={MEMORY}", "--disable-usage-stats", *self._place(number)]
-        with (self.folder / f"node-{number}.log").open("ab") as log:
+        with output.open("ab") as log:
             self.nodes[number] = psutil.Popen(
                 command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_S
-        while self.alive() <= before:
+        while "Ray runtime started" not in output.read_text() or not self.alive():
             if time.monotonic() > deadline or self.nodes[number].poll() is not None:
-                raise RuntimeError(f"node {number} did not start; see {self.folder}/node-{number}.log")
+                raise RuntimeError(f"node {number} did not start: {output.read_text()[-2000:]}")
             time.sleep(0.3)
 
     def kill(self, number: int) -> int:

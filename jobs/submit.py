@@ -1,6 +1,7 @@
 """The same run as a job of a Ray cluster: package the code, submit it once, follow it."""
 
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -81,6 +82,8 @@ def connect(address: str) -> Any:
     shown = redact(address)
     if not address.startswith(("http://", "https://")):
         raise BadInput(f"--address {shown}: is no URL of a job server; give one such as http://HEAD:8265")
+    # Of every package and every closed connection it would speak.
+    logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()
