@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,15 +37,30 @@ class LocalCluster:
         self.port, self.dashboard = _free_port(), _free_port()
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self.login = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
-        base = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+        base = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))
+        }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**base, "PATH": path, "OMP_NUM_THREADS": "1", **NOTICE, **self.login, **environment}
+        self.environment = {
+            **base,
+            "PATH": path,
+            "OMP_NUM_THREADS": "1",
+            **NOTICE,
+            **self.login,
+            **environment,
+        }
 
     def start(self, number: int) -> None:
         """Start a node, the head first, and return when the cluster has it."""
         output = self.folder / f"node-{number}.log"
         output.write_bytes(b"")
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus=1", "--num-gpus=0"]
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--block",
+            "--num-cpus=1",
+            "--num-gpus=0",
+        ]
         command += [f"--object-store-memory={MEMORY}", "--disable-usage-stats", *self._place(number)]
         with output.open("ab") as log:
             self.nodes[number] = psutil.Popen(

@@ -13,7 +13,8 @@ from typing import Any
 
 from jobs.elastic import GROW_CHECK_S, Plan, elastic_trainer
 from jobs.environment import RESTARTS, worker_environment
-from jobs.worker import TIMEOUT_S, Task, work
+from jobs.worker import Task, work
+from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
 
 REACH_S = 10

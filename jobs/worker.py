@@ -19,12 +19,11 @@ import torch.distributed as dist
 
 from configs.load import ConfigError, parse_config
 from configs.schema import Test
+from pipeline.engine import TIMEOUT_S
 from pipeline.lease import StaleAttempt
 from shards.cache import cache_at
 from shards.errors import BadInput
 
-# A collective that waits longer has lost a peer; the default of half an hour hides that.
-TIMEOUT_S = 600
 OUR_LOGGERS = ("pipeline", "shards", "ops", "jobs")
 
 Task = Callable[[dict[str, Any]], None]

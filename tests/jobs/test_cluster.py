@@ -44,7 +44,7 @@ def command(cluster, config, run_dir, *more):
 
 
 def laptop(cluster, folder, **more):
-    """Return a client's environment: the sources and the token, and a place of its own for temporary files."""
+    """Return a client's environment: sources, token, and a place of its own for temporary files."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return {**keep, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), **cluster.login, **more}
 
@@ -53,7 +53,9 @@ def laptop(cluster, folder, **more):
 def at_a_terminal(words, environment, folder):
     """Yield (process, its output so far, a function that types) of a command that has a terminal."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(words, env=environment, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        words, env=environment, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     os.set_blocking(ours, False)
     said = []
@@ -88,7 +90,9 @@ def lines(path):
 def test_the_jobs_exit_code_and_its_line_come_back_and_no_package_is_left(cluster, tiny, tmp_path):
     words = command(cluster, tiny, tmp_path / "run", "--set", f"data.train={tmp_path}/none", "--workers", "2")
     (tmp_path / "home").mkdir()
-    done = subprocess.run(words, env=laptop(cluster, tmp_path / "home"), cwd="/", capture_output=True, text=True)
+    done = subprocess.run(
+        words, env=laptop(cluster, tmp_path / "home"), cwd="/", capture_output=True, text=True
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "operator: " in done.stdout and "none: holds no dataset.json" in done.stdout
     assert "workers: 2 (legal: 1, 2, 4)" in done.stdout
