@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.elastic import GROW_CHECK_S, Plan, elastic_trainer
 from jobs.environment import RESTARTS, worker_environment
+from jobs.preemption import passing_on
 from jobs.worker import Task, work
 from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
@@ -39,7 +40,9 @@ def run_on_ray(
 
     for trial in range(RESTARTS + 1):
         try:
-            _fit(lambda: work(task, payload, str(scratch)), scratch, trial, plan, address)
+            # Ray has set a handler of its own while it connected.
+            with passing_on(payload.get("stop_file")):
+                _fit(lambda: work(task, payload, str(scratch)), scratch, trial, plan, address)
             return None
         except ControllerError as error:
             # Ray gives up on a worker that dies while its group still starts, and keeps its place taken.

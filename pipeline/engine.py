@@ -105,8 +105,9 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
 
 def _limit_waiting() -> None:
     # DeepSpeed reduces gradients in groups of its own, which it makes with torch's default timeout.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     for group in list(dist.distributed_c10d._world.pg_map):
-        dist.set_timeout(timedelta(seconds=TIMEOUT_S), group)
+        set_timeout(timedelta(seconds=TIMEOUT_S), group)
 
 
 def _link_momentum(engine: Any) -> None:
