@@ -58,6 +58,9 @@ cudaStream_t current_stream(const Tensor& t) {
 
 void check_launch() {
   const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
+                  "sa_roi_align: _C_cuda.so has no kernels for this GPU; build it with TORCH_CUDA_ARCH_LIST set to the "
+                  "GPU's compute capability (torch.cuda.get_device_capability())");
   STD_TORCH_CHECK(error == cudaSuccess, "sa_roi_align: ", cudaGetErrorString(error));
 }
 

@@ -146,7 +146,7 @@ class Kernels:
         assert getattr(self.library, kernel)(ctypes.byref(call)) == 1, "the kernel hangs"
 
     def guarded(self, tensor):
-        """The same values between poison in memory, `shift` elements off an aligned base, or behind a fence."""
+        """The same values between poison, `shift` elements off an aligned base; or behind a fence."""
         if tensor is None:
             return None
         if self.fence:
