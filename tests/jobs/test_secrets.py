@@ -34,7 +34,12 @@ def holding(folder):
 def test_a_run_keeps_and_shows_no_password_and_no_token(tmp_path):
     """First with a dead server whose address holds a password, then with a file that takes it all."""
     config, run, out = write_tiny(tmp_path / "data", 1, 1), tmp_path / "run", b""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **{name: f"sentinel-{name}" for name in TOKENS}}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        **{name: f"sentinel-{name}" for name in TOKENS},
+    }
     for uri in ("http://me:sentinel@127.0.0.1:9/?token=sentinel", f"sqlite:///{tmp_path}/mlflow.db"):
         words = ["run", str(config), "--run-dir", str(run), "--launcher", "local"]
         done = subprocess.run(
