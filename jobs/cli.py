@@ -277,11 +277,12 @@ def demo(
         int | None, typer.Option(min=1, help="Ranks.", show_default="one per GPU, at most 2; 2 without")
     ] = None,
     launcher: LauncherOption = "ray",
+    address: Address = None,
 ) -> None:
     """Run everything on synthetic data: what `make demo` runs."""
     from jobs.demo import run_demo
 
-    run_demo(run_dir, seed, set_, workers, launcher)
+    run_demo(run_dir, seed, set_, workers, launcher, address)
 
 
 def main(arguments: list[str] | None = None) -> None:
