@@ -15,6 +15,7 @@ from configs.schema import Config, Schedule
 from pipeline.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from pipeline.data import Batch, first_batch, sample_order, to_network, training_batches
 from pipeline.engine import momentum_by_name, restore, set_lr, start_engine
+from pipeline.labels import adopt_labels
 from pipeline.lease import check_attempt
 from pipeline.model import build_model
 from pipeline.network.pretrained import load_pretrained
@@ -69,6 +70,7 @@ def train(job: TrainJob) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     config, schedule = job.config, stage_schedule(job.config, job.stage)
     dataset = ShardDataset(job.shards, cache=cache_at(config.data.cache_dir, config.data.cache_gb))
+    adopt_labels(dataset, job.init_weights or config.model.weights)
     order = sample_order(dataset, config).identity
     model = stage_model(job, dataset)
     engine = start_engine(model, schedule, config, world)

@@ -1,6 +1,6 @@
 """What a box means where programs differ: its units, where it is cut off, pooled and resized.
 
-Boxes are xyxy with exclusive ends everywhere. maskrcnn-benchmark's have inclusive ones: x2 here is its x2 + 1,
+Boxes are xyxy with exclusive ends everywhere. maskrcnn-benchmark has inclusive ones: x2 here is its x2 + 1,
 with which all formulas of areas, overlaps and deltas are the usual ones, and only these functions differ.
 """
 
@@ -59,7 +59,7 @@ def rescale_boxes(boxes: Tensor, size: Size, new_size: Size, legacy: bool) -> Te
 
 
 def at_least_a_pixel(boxes: Tensor, legacy: bool) -> Tensor:
-    """Return ground truth boxes [n, 4] as the program reads them: with inclusive ends none is thinner than 1."""
+    """Return ground truth boxes [n, 4] as the program reads them: if legacy, at least a pixel wide."""
     if not legacy:
         return boxes
     return torch.cat([boxes[:, :2], boxes[:, 2:].maximum(boxes[:, :2] + 1)], 1)

@@ -87,7 +87,7 @@ def _truncated(size: Size, short: int, long: int) -> Size:
     height, width = size
     smaller, larger = float(min(size)), float(max(size))
     if larger / smaller * short > long:
-        short = int(round(long * smaller / larger))
+        short = round(long * smaller / larger)
     if smaller == short:
         return size
     return (int(short * height / width), short) if width < height else (short, int(short * width / height))
