@@ -40,6 +40,8 @@ def _scaled(schedule: Schedule, kept: set[str]) -> Schedule:
 
 
 def _line(stage: str, before: Schedule, after: Schedule, kept: set[str]) -> str:
+    if after.iters == 0:
+        return f"train.{stage}: no steps; model.weights is taken as it is"
     drops = ", ".join(map(str, after.steps)) or "none"
     text = (
         f"train.{stage}: global batch {after.batch}, lr {after.lr:g}, {after.iters} steps, drops at {drops}, "

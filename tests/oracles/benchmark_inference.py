@@ -71,7 +71,7 @@ class Benchmark:
         short = self.short
         low, high = float(min(width, height)), float(max(width, height))
         if high / low * short > self.long:
-            short = int(round(self.long * low / high))
+            short = round(self.long * low / high)
         size = (
             (short, int(short * height / width)) if width < height else (int(short * width / height), short)
         )
