@@ -60,7 +60,13 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    # How Python 3 writes b"" for Python 2: an array without elements.
+    return b""
+
+
 ADMITTED = {
+    ("__builtin__", "bytes"): _no_bytes,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,

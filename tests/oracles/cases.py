@@ -44,7 +44,8 @@ def differences(
     """Return in what ways a model's output is not the oracle's; empty where it is.
 
     Features differ by 1e-4 of their largest value at most, boxes by 0.01 px, scores by 1e-5, masks by one
-    pixel in a thousand, or by one at all: rounding decides at a probability of one half. Detections of equal label are paired by their boxes: programs order them differently.
+    pixel in a thousand, or by one at all: rounding decides at a probability of one half. Detections
+    of equal label are paired by their boxes: programs order them differently.
 
     Args:
         model: an imported model.

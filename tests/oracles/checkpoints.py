@@ -23,20 +23,28 @@ SMALL = 0.03
 
 
 class Draw:
-    """Draws tensors in the order they are asked for: the same seed gives the same checkpoint."""
+    """Draws tensors in the order they are asked for: the same seed gives the same checkpoint.
 
-    def __init__(self, seed: int):
-        self.generator = torch.Generator().manual_seed(seed)
+    Without a seed there are zeros that take no memory, for tests of names and shapes alone.
+    """
+
+    def __init__(self, seed: int | None):
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.tensors: dict[str, Tensor] = {}
+
+    def _drawn(self, how, shape: tuple[int, ...], factor: float, start: float) -> Tensor:
+        if self.generator is None:
+            return torch.zeros(()).expand(shape)
+        return how(shape, generator=self.generator) * factor + start
 
     def normal(self, name: str, *shape: int, gain: float = 1.0) -> None:
         """Weights that keep the variance of their input, times the gain."""
         fan_in = math.prod(shape[1:])
-        self.tensors[name] = torch.randn(shape, generator=self.generator) * gain * math.sqrt(2 / fan_in)
+        self.tensors[name] = self._drawn(torch.randn, shape, gain * math.sqrt(2 / fan_in), 0.0)
 
     def uniform(self, name: str, size: int, low: float, high: float) -> None:
         """Numbers between two."""
-        self.tensors[name] = torch.rand(size, generator=self.generator) * (high - low) + low
+        self.tensors[name] = self._drawn(torch.rand, (size,), high - low, low)
 
     def layer(self, name: str, *shape: int, gain: float = 1.0) -> None:
         """A layer with bias."""
@@ -51,7 +59,9 @@ class Draw:
         self.uniform(f"{name}.running_var", size, 0.5 * SMALL**2, 1.5 * SMALL**2)
 
 
-def detectron2_checkpoint(seed=0, arch="R50", dcn=False, classes=80, width=32) -> dict[str, Tensor]:
+def detectron2_checkpoint(
+    seed: int | None = 0, arch="R50", dcn=False, classes=80, width=32
+) -> dict[str, Tensor]:
     """Return a state dict of mask_rcnn_*_FPN; background is the last class and has no box or mask."""
     draw = Draw(seed)
     _trunk(draw, arch, dcn, _detectron2_names)
@@ -71,7 +81,9 @@ def detectron2_checkpoint(seed=0, arch="R50", dcn=False, classes=80, width=32) -
     return draw.tensors
 
 
-def benchmark_checkpoint(seed=0, arch="R50", dcn=False, classes=81, width=32) -> dict[str, Tensor]:
+def benchmark_checkpoint(
+    seed: int | None = 0, arch="R50", dcn=False, classes=81, width=32
+) -> dict[str, Tensor]:
     """Return a state dict of e2e_mask_rcnn_*_FPN; its buffers of anchors are in it."""
     draw = Draw(seed)
     _trunk(draw, arch, dcn, _benchmark_names)

@@ -105,8 +105,8 @@ def test_pixel_statistics_in_a_file_decide(detectron2):
 
 def test_what_only_the_architecture_tells():
     for make, source in ((detectron2_checkpoint, DETECTRON2), (benchmark_checkpoint, MASKRCNN_BENCHMARK)):
-        plain = convert(checkpoint(make(width=WIDTH)), source).model
-        grouped = convert(checkpoint(make(arch="X101", width=WIDTH)), source).model
+        plain = convert(checkpoint(make(None, width=WIDTH)), source).model
+        grouped = convert(checkpoint(make(None, "X101", width=WIDTH)), source).model
         assert (plain.backbone, plain.stride_in_1x1) == ("resnet50", True)
         assert (grouped.backbone, grouped.stride_in_1x1) == ("resnext101_32x8d", False)
         assert (plain.fpn_channels, plain.box_head_dim, plain.mask_head_channels) == (8, 16, 8)
@@ -152,7 +152,7 @@ def test_any_other_state_dict_is_refused(detectron2):
 
 
 def test_other_numbers_of_classes_need_names_or_new_layers(tmp_path):
-    tensors = detectron2_checkpoint(classes=5, width=WIDTH)
+    tensors = detectron2_checkpoint(None, classes=5, width=WIDTH)
     torch.save({"model": tensors}, tmp_path / "five.pth")
     out = tmp_path / "five.safetensors"
     with pytest.raises(BadInput, match=r"cls_score\.weight has 6 classes") as error:
@@ -282,7 +282,6 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path):
     ("program", "target", "suffix"),
     [
         ("detectron2", "detectron2", "pkl"),
-        ("detectron2", "detectron2", "pth"),
         ("torchvision", "torchvision", "pth"),
     ],
 )
