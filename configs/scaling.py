@@ -50,5 +50,5 @@ def _line(stage: str, before: Schedule, after: Schedule, kept: set[str]) -> str:
     if before.batch == before.reference_batch:
         return f"{text}; the recipe as written"
     by_hand = ", ".join(sorted(kept & {"lr", "iters", "steps", "warmup"}))
-    scaled = f"{text}; scaled from batch {before.reference_batch} with lr {before.lr:g}, {before.iters} steps"
-    return f"{scaled} (as set by hand: {by_hand})" if by_hand else scaled
+    scaled = f"{text}; scaled from batch {before.reference_batch}"
+    return f"{scaled}, but as set by hand: {by_hand}" if by_hand else scaled

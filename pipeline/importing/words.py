@@ -49,7 +49,11 @@ def profile_in_words(model: Model) -> list[str]:
         + ("; ties with the last one kept" if p.keep_ties else ""),
         f"masks: {p.paste} paste",
         f"in training: box loss beta {model.box_beta:g}, RPN {p.rpn_beta:.3g}; "
-        + ("all anchors" if p.straddle_px is None else f"no anchors {p.straddle_px:g} px outside")
+        + (
+            "all anchors"
+            if p.straddle_px is None
+            else f"anchors ending more than {p.straddle_px:g} px outside ignored"
+        )
         + f"; {model.rpn_post_nms_train} proposals an image",
     ]
 
@@ -102,4 +106,4 @@ def _dropped(side: float | None) -> str:
 
 
 def _list(values: tuple) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join(f"{value:.7g}" for value in values)

@@ -48,7 +48,10 @@ def test_what_is_set_by_hand_stays():
     config = load_config(HERE / "coco_r50.yaml", overrides, notes)
     assert config.train.refine.lr == 0.001 and config.train.refine.warmup == 1000
     assert (config.train.refine.iters, config.train.refine.steps) == (20, (15,))
-    assert "as set by hand: iters, steps" in notes[1] and "global batch 8, lr 0.001, 20 steps" in notes[1]
+    assert (
+        "scaled from batch 16, but as set by hand: iters, steps" in notes[1]
+        and "global batch 8, lr 0.001, 20 steps" in notes[1]
+    )
 
 
 @pytest.mark.parametrize("name", PAPER)
