@@ -3,9 +3,9 @@
     python -m benchmarks.profiles [--repeats 5] [--size 800]
 
 A random ResNet-50 on one image. `rules` is the processor time spent in the functions that look at the
-profile, as a share of the whole detection: what a model without profiles would not spend, or would spend on one rule
-in their place. `peer` is the whole detection over torchvision's own model with the same tensors (the profile
-of torchvision alone, which does the same work).
+profile, as a share of the whole detection: what a model without profiles would not spend, or would spend
+on one rule in their place. `peer` is the whole detection over that of torchvision's own model with the same
+tensors; torchvision's profile alone does the same work.
 """
 
 import argparse

@@ -28,8 +28,13 @@ class DeformableConv(DeformConv2d):
             self.weight.copy_(like.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [N, C', H', W'] of [N, C, H, W]."""
-        # The operator has no autocast rule for mixed dtypes.
-        offset = self.offset(x).to(x.dtype)
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        return deform_conv2d(x, offset, weight, bias, self.stride, self.padding, self.dilation)
+        """Return [N, C', H', W'] of [N, C, H, W]; in float32 at least, whatever autocast says.
+
+        The operator knows no bfloat16, and places a fraction of a pixel apart need more than 8 bits.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            found = deform_conv2d(
+                wide, self.offset(wide), self.weight, self.bias, self.stride, self.padding, self.dilation
+            )
+        return found.to(x.dtype)
