@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 app = typer.Typer(
     help="Instance segmentation where instances huddle together: Mask R-CNN and Mask Refining R-CNN.",
@@ -39,6 +40,14 @@ Address = Annotated[
     str | None,
     typer.Option(
         help="A running Ray cluster: auto, or HEAD:6379.", show_default="a private one on this machine"
+    ),
+]
+MinWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Go on with as few when nodes of the cluster are lost, and grow again when they are back.",
+        show_default="as many as --workers: wait for lost ones",
     ),
 ]
 Redo = Annotated[
@@ -126,11 +135,12 @@ def run(
     launcher: LauncherOption = "ray",
     address: Address = None,
     redo: Redo = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Run the stages that are not done; the same command again resumes."""
     from jobs.verbs import run_config
 
-    run_config(config, set_, run_dir, workers, launcher, address, redo)
+    run_config(config, set_, run_dir, workers, launcher, address, redo, min_workers)
 
 
 @app.command()
@@ -141,11 +151,12 @@ def submit(
     set_: Set = None,
     workers: Annotated[int, typer.Option(min=1, help="Ranks on the cluster.")] = 1,
     redo: Redo = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Run as a job of a Ray cluster, follow its log, and end with its exit code."""
     from jobs.verbs import submit_config
 
-    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo))
+    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo, min_workers))
 
 
 @app.command()
@@ -355,13 +366,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _exit_code(error: Exception) -> int | None:
     from configs.load import ConfigError
-    from jobs.errors import JobFailed
+    from jobs.errors import JobFailed, Stopped
     from pipeline.lease import LeaseHeld, StaleAttempt
     from pipeline.tracking.tracker import NotDelivered
     from shards.errors import BadInput, CutShort
 
     if isinstance(error, BadInput | ConfigError | LeaseHeld):
         return 2
+    if isinstance(error, Stopped):
+        return TERMINATED
     return 1 if isinstance(error, CutShort | JobFailed | StaleAttempt | NotDelivered) else None
 
 

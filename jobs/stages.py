@@ -14,9 +14,11 @@ from jobs.checks import (
     check_unowned,
     check_weights,
     check_workers,
+    legal_workers,
     local_path,
 )
 from jobs.console import say
+from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
 from jobs.ledger import Ledger, hash_of
@@ -41,6 +43,7 @@ class Run:
     workers: int
     launcher: str
     address: str | None
+    sizes: tuple[int, ...]
     ledger: Ledger
     tracker: Any
 
@@ -52,16 +55,23 @@ def run_pipeline(
     launcher: str = "ray",
     address: str | None = None,
     redo: str | None = None,
+    min_workers: int | None = None,
 ) -> None:
     """Do every stage that is not done; the same call again goes on where the last one ended.
+
+    With `min_workers`, a cluster that has lost nodes goes on with as many workers as it has room for, if
+    these are legal and not fewer, and takes on more when it can; without, it waits for all of them.
 
     Raises:
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
         LeaseHeld: another live command holds the directory.
+        Stopped: SIGTERM while a stage was trained; a checkpoint was saved.
         JobFailed: the workers failed.
     """
     path = local_path(run_dir)
-    check_workers(config, workers, launcher)
+    sizes = check_workers(config, workers, launcher, min_workers)
+    legal = ", ".join(map(str, legal_workers(config)))
+    say(f"workers: {workers}" + (f", at least {min_workers}" if min_workers else "") + f" (legal: {legal})")
     check_weights(config)
     check_sources(config)
     with acquire(path) as lease:
@@ -76,7 +86,7 @@ def run_pipeline(
             discard(path, stage)
         write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
         with tracking(config, path, ledger, lease.attempt) as tracker:
-            run = Run(config, path, lease.attempt, workers, launcher, address, ledger, tracker)
+            run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker)
             for stage, work in STAGES.items():
                 _do_once(run, stage, work)
         shutil.rmtree(path / ".jobs", ignore_errors=True)
@@ -180,7 +190,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
         work(run)
     except (ValueError, RuntimeError, OSError) as error:
         run.ledger.fail(stage, str(error))
-        run.tracker.stage_finished(stage, "FAILED")
+        run.tracker.stage_finished(stage, "KILLED" if isinstance(error, Stopped) else "FAILED")
         raise
     outputs = stage_outputs(run.path, run.config, stage)
     # Before the stage counts as done: a kill in between would leave its results untold for ever.
@@ -204,8 +214,9 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "shards": absolute(shards_of(run.path, run.config, "train")),
         "init_weights": None if init_weights is None else str(init_weights),
         "attempt": run.attempt,
+        "stop_file": str(run.path / ".jobs" / f"{stage}-{run.attempt}.stop"),
     }
-    _launch(run, stage, train_stage, payload)
+    _launch(run, stage, train_stage, payload, run.path / stage / "checkpoints")
 
 
 def _cache_dir(config: Config) -> str | None:
@@ -213,6 +224,8 @@ def _cache_dir(config: Config) -> str | None:
     return None if config.data.cache_dir is None else cache_of(config).folder
 
 
-def _launch(run: Run, stage: str, task: Any, payload: dict[str, Any]) -> None:
+def _launch(
+    run: Run, stage: str, task: Any, payload: dict[str, Any], checkpoints: Path | None = None
+) -> None:
     scratch = run.path / ".jobs" / f"{stage}-{run.attempt}"
-    launch(task, payload, scratch, run.workers, run.launcher, run.address)
+    launch(task, payload, scratch, run.workers, run.launcher, run.address, run.sizes, checkpoints)

@@ -35,8 +35,11 @@ def run_config(
     launcher: str,
     address: str | None,
     redo: str | None,
+    min_workers: int | None,
 ) -> None:
     """Run a config's stages and show what came out."""
+    if min_workers is not None and (launcher != "ray" or address is None):
+        raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
     settings = _told(config, overrides)
     run_dir = run_dir or f"runs/{Path(config).stem}"
     if settings.model.weights is not None:
@@ -44,12 +47,19 @@ def run_config(
     from jobs.stages import run_pipeline
     from jobs.summary import show_summary
 
-    run_pipeline(settings, run_dir, default_workers(workers, launcher, 1), launcher, address, redo)
+    workers = default_workers(workers, launcher, 1)
+    run_pipeline(settings, run_dir, workers, launcher, address, redo, min_workers)
     show_summary(Path(run_dir).resolve())
 
 
 def submit_config(
-    config: str, overrides: list[str] | None, run_dir: str, workers: int, address: str, redo: str | None
+    config: str,
+    overrides: list[str] | None,
+    run_dir: str,
+    workers: int,
+    address: str,
+    redo: str | None,
+    min_workers: int | None,
 ) -> int:
     """Return the exit code of the same run as a job of a Ray cluster."""
     settings = _told(config, overrides)
@@ -57,8 +67,8 @@ def submit_config(
     from jobs.submit import submit
 
     local_path(run_dir)
-    check_workers(settings, workers, "ray")
-    return submit(settings, run_dir, workers, address, redo)
+    check_workers(settings, workers, "ray", min_workers)
+    return submit(settings, run_dir, workers, address, redo, min_workers)
 
 
 def _told(config: str, overrides: list[str] | None) -> Config:
