@@ -196,8 +196,59 @@ def predict(
     from jobs.verbs import test_settings
     from pipeline.predict import predict as detect
 
-    results = detect(checkpoint, images, out, score=score, test=test_settings(set_ or []))
+    test = test_settings(set_ or [], checkpoint)
+    results = detect(checkpoint, images, out, score=score, test=test)
     print(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
+
+
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A Mask R-CNN checkpoint: .pth or .pkl.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; a report is put beside it.")],
+    categories: Annotated[
+        Path | None,
+        typer.Option(
+            help="COCO annotation file of your own data: new class layers for its categories.",
+            show_default="the file's own classes",
+        ),
+    ] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="New class layers for so many categories, without background.",
+            show_default="the file's own classes",
+        ),
+    ] = None,
+    keep_classes: Annotated[
+        bool,
+        typer.Option("--keep-classes", help="Keep the file's class layers: they are of --categories."),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="model.KEY of a checkpoint with a changed setup; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Convert a torchvision, detectron2 or maskrcnn-benchmark Mask R-CNN into a weights file."""
+    from jobs.weights import import_file
+
+    import_file(file, out, categories, num_classes, keep_classes, set_ or [])
+
+
+@app.command("export-weights")
+def export_weights(
+    checkpoint: Checkpoint,
+    to: Annotated[Literal["torchvision", "detectron2"], typer.Option(help="Whose names to write.")],
+    out: Annotated[Path, typer.Option(help="A .pth file, or for detectron2 also .pkl.")],
+) -> None:
+    """Write a weights file's Mask R-CNN for torchvision or detectron2."""
+    from jobs.weights import export_file
+
+    export_file(checkpoint, to, out)
 
 
 @app.command()
