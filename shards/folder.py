@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -49,7 +50,7 @@ class LocalFolder:
     def size(self, name: str) -> int:
         """Return the size of a file in bytes, -1 where there is none."""
         try:
-            return (self.path / name).stat().st_size
+            return os.stat(os.path.join(self.path, name)).st_size
         except (OSError, ValueError):
             return -1
 
@@ -63,10 +64,11 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """Return the content of a regular file; a pipe under its name would never end."""
-        path = self.path / name
-        if not path.is_file() and path.exists():
-            raise IsADirectoryError(errno.EISDIR, "no regular file", self.name_of(name))
-        return path.read_bytes()
+        # A pipe is opened too, at once; strings, since a Path takes longer than the file.
+        with open(os.path.join(self.path, name), "rb", buffering=0, opener=_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise IsADirectoryError(errno.EISDIR, "no regular file", self.name_of(name))
+            return stream.readall()
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that it either does not change or holds all of `content`."""
@@ -228,6 +230,10 @@ def naming(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), name) from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _reach(url: str) -> tuple[Any, str]:
