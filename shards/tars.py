@@ -108,7 +108,7 @@ def _members(record: Record) -> list[tuple[str, int]]:
 def _head(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uname, info.gname = size, READABLE, OWNER, OWNER
-    return info.tobuf()
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _padded(size: int) -> int:
