@@ -14,7 +14,7 @@ from typing import Any
 from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import Finding
-from shards.folder import read_file, shown
+from shards.remote import read_file, shown
 
 MAX_IMAGE_ID = 10**12 - 1
 MAX_NUMBER = 1e12

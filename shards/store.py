@@ -7,7 +7,7 @@ from typing import Any
 
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
-from shards.remote import check_url, is_url, read_url
+from shards.remote import check_url, is_remote, local_path, read_url, shown
 
 MAX_OPEN_FILES = 64
 
@@ -88,16 +88,16 @@ class RemoteStore:
         self.place, self.cache = place.rstrip("/"), cache
 
     def name(self, file: str) -> str:
-        return f"{self.place}/{file}"
+        return shown(self._url_of(file))
 
     def description(self, file: str) -> bytes:
-        return read_url(self.name(file))
+        return read_url(self._url_of(file))
 
     def content(self, file: str, sha256: str) -> bytes:
-        return self.cache.read(self.name(file), sha256)
+        return self.cache.read(self._url_of(file), sha256)
 
     def read(self, shard: dict, offset: int, size: int) -> bytes:
-        descriptor = self.cache.open(self.name(shard["name"]), shard["sha256"], shard["bytes"])
+        descriptor = self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"])
         try:
             return os.pread(descriptor, size, offset)
         finally:
@@ -107,10 +107,15 @@ class RemoteStore:
         """Remove a shard from the cache: its copy has been damaged there."""
         self.cache.forget(shard["sha256"])
 
+    def _url_of(self, file: str) -> str:
+        return f"{self.place}/{file}"
+
 
 Store = LocalStore | RemoteStore
 
 
 def open_store(place: str | Path, cache: Cache | None = None) -> Store:
     """Return the store of a directory, or of an fsspec URL behind a cache, by default the user's."""
-    return RemoteStore(str(place), cache or cache_at()) if is_url(place) else LocalStore(place)
+    if is_remote(place):
+        return RemoteStore(str(place), cache or cache_at())
+    return LocalStore(local_path(place))
