@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from shards.findings import ACTION, Finding
 from shards.folder import Folder
 from shards.heard import heard_errors
 from shards.jpeg import decodes
-from shards.png import png_fault
+from shards.png import DAMAGE, SIGNATURE, unsafe_png
 from shards.source import ImageRow
 
 EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -30,8 +29,6 @@ SWAPPED = range(5, 9)
 # What is wrong with a name or a file; anything else is wrong with the disk or the network.
 ABSENT = FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
 UNUSABLE = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-# What Pillow raises on damage, depending on where it sits; SyntaxError is for broken PNG chunks.
-DAMAGE = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error)
 # What libjpeg says of damage that it passes over; it says other things of other matters.
 JPEG_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
 RESTORE = "restore the file or remove the image"
@@ -161,13 +158,7 @@ def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[F
 
 
 def _pixel_faults(image: Image.Image, content: bytes) -> list[Fault]:
-    if image.format == "PNG":
-        fault = png_fault(content)
-        if fault is not None:
-            return [("error", "image_truncated", f"cannot be decoded ({fault})", RESTORE)]
-        # Pillow reports what else would crash torchvision's decoder; of JPEGs it sees less than that one.
-        image.load()
-    elif decodes(content):
+    if image.format == "JPEG" and decodes(content):
         return []
     return decoding_faults(content, image.width, image.height)
 
@@ -176,9 +167,12 @@ def decoding_faults(content: bytes, width: int, height: int) -> list[Fault]:
     """Return what the decoder that training uses makes of a file: an error, or a warning of its complaints.
 
     Args:
-        content: a JPEG, or a PNG without `png_fault`.
+        content: a file that Pillow has opened as a JPEG or PNG.
         width, height: what it should decode to, in pixels.
     """
+    fault = unsafe_png(content) if content.startswith(SIGNATURE) else None
+    if fault is not None:
+        return [("error", "image_truncated", f"cannot be decoded ({fault})", RESTORE)]
     import torch  # seconds, so only where an image is really decoded
     from torchvision.io import ImageReadMode, decode_image
 

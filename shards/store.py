@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
@@ -54,6 +54,16 @@ class LocalStore:
         """
         return os.pread(self._file(shard["name"]), size, offset)
 
+    def open(self, shard: dict) -> BinaryIO:
+        """Return a whole shard to read and seek in; raises as `read`."""
+        try:
+            return open(self.place / shard["name"], "rb")
+        except OSError as error:
+            raise BadInput(
+                f"{self.name(shard['name'])}: cannot be read ({error.strerror}); "
+                "copy it again or make the shards again"
+            ) from None
+
     def forget(self, shard: dict) -> None:
         """Open a shard anew next time: it may have been replaced."""
         if shard["name"] in self._files:
@@ -102,6 +112,9 @@ class RemoteStore:
             return os.pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
+
+    def open(self, shard: dict) -> BinaryIO:
+        return open(self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"]), "rb")
 
     def forget(self, shard: dict) -> None:
         """Remove a shard from the cache: its copy has been damaged there."""
