@@ -113,12 +113,13 @@ def shard(
 
 @app.command()
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="A directory of shards.")],
+    directory: Annotated[str, typer.Argument(help="A directory of shards, or a URL of one.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the two pictures.", show_default="the directory")
+        Path | None,
+        typer.Option(help="Folder of the two pictures; a URL needs one.", show_default="the directory"),
     ] = None,
 ) -> None:
-    """Verify every checksum of a directory of shards; statistics (also as a picture), a contact sheet."""
+    """Verify every checksum of shards, decode every image; statistics (with a picture), a contact sheet."""
     from jobs.verbs import inspect_directory
 
     inspect_directory(directory, out)

@@ -9,7 +9,7 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import absolute
+from shards.remote import absolute, shown
 
 
 def shard_source(
@@ -141,15 +141,17 @@ def test_settings(overrides: list[str], checkpoint: Path | None = None) -> Test:
     return parse_config(tree, "--set").test
 
 
-def inspect_directory(directory: Path, out: Path | None) -> None:
-    """Verify a directory of shards, show its statistics, draw them and a contact sheet."""
+def inspect_directory(directory: str, out: Path | None) -> None:
+    """Verify a directory or URL of shards, show its statistics, draw them and a contact sheet."""
     from jobs.summary import show_statistics
     from shards.inspect import inspect_shards
 
     found = inspect_shards(directory, out and out / "contact_sheet.png")
     show_statistics(found)
     if found["damaged"]:
-        raise BadInput(f"{directory}: {len(found['damaged'])} damaged, as listed; write these shards again")
+        raise BadInput(
+            f"{shown(directory)}: {len(found['damaged'])} damaged, as listed; write these shards again"
+        )
 
 
 def report_runs(run_dirs: list[Path], out: Path | None) -> None:
