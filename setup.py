@@ -6,7 +6,7 @@ The CPU library is built wherever torch and a C++20 compiler are found, the CUDA
 torch are too (no GPU is needed to compile). What cannot be built is left out: the package installs, runs that
 part on ops/reference.py, and one line says so (pip shows it with -v; `ops.backend_info()` at any time).
 
-Read from the environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST (default "7.5;8.0;9.0+PTX": a T4 and what is newer),
+Read from the environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST (default "7.5;8.0;9.0+PTX": T4 and newer),
 MAX_JOBS, CXX, and FORCE_CUDA (1: a CUDA library that cannot be built is an error; 0: do not try).
 """
 
