@@ -103,10 +103,19 @@ def shard(run: Run) -> None:
             out = shards_of(run.path, run.config, split)
             keys = {"on_bad", "repair", "max_pixels", "shard_size_mb"}
             with showing_findings(out):
-                options = data.model_dump(include=keys)
+                options = data.model_dump(include=keys) | {"spreading": _spreading(run)}
                 write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
     train, val = (shards_of(run.path, run.config, split) for split in ("train", "val"))
     check_splits(train, val, cache_of(run.config))
+
+
+def _spreading(run: Run) -> Any:
+    """Return what shards on the cluster that the run was given; None for processes of this machine."""
+    if run.launcher != "ray" or run.address is None:
+        return None
+    from jobs.ray_tasks import ray_tasks
+
+    return ray_tasks(run.address, None)
 
 
 def baseline(run: Run) -> None:

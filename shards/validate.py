@@ -1,15 +1,17 @@
 """The checks that a COCO data set passes before anything of it is written."""
 
 import hashlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 from shards.check_annotation import check_annotation
 from shards.check_image import ImageFile, check_image
+from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import Finding
-from shards.folder import Folder
+from shards.folder import Folder, LocalFolder
 from shards.pool import Spread
 from shards.source import ImageRow, Source
 
@@ -91,6 +93,12 @@ def _check_rows(
     skip: bool,
     annotated: bool,
 ) -> tuple[list[Record], list[Finding]]:
+    if isinstance(images, LocalFolder) and not images.exists():
+        # It was there before; but this may be another machine.
+        raise BadInput(
+            f"{images}: is no folder on {socket.gethostname()}; put the images where every machine that "
+            "shards sees them, or shard on one machine"
+        )
     records, findings = [], []
     for row in rows:
         image, found = check_image(row, images, max_pixels)
