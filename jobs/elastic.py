@@ -62,25 +62,20 @@ def elastic_trainer(plan: Plan, **settings: Any) -> Any:
 
 def scaling_policy(plan: Plan, config: Any) -> Any:
     """Return Ray's elastic policy, held to legal sizes, that grows right after a checkpoint only."""
-    from ray._private.state import available_resources_per_node
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
     class LegalSizes(ElasticScalingPolicy):
-        room, ours, said, newest = 0, 0, "", None
+        room, said, newest = 0, "", None
 
         def _get_reserved_resources(self) -> dict[str, Any]:
             # Ray's own book of who has asked for what keeps a killed driver's wishes for three minutes.
-            mine = {
-                name: self.ours * amount for name, amount in config._resources_per_worker_not_none.items()
-            }
-            return {**available_resources_per_node(), "ours": mine}
+            return free_or_ours()
 
         def _count_possible_workers(self, free: dict[str, Any]) -> int:
             self.room = super()._count_possible_workers(free)
             return plan.largest(self.room)
 
         def make_decision_for_non_running_worker_group(self) -> Any:
-            self.ours = 0
             decision = super().make_decision_for_non_running_worker_group()
             if isinstance(decision, NoopDecision):
                 self.say(f"waiting for {plan.sizes[0]}, the cluster has room for {self.room}")
@@ -91,12 +86,11 @@ def scaling_policy(plan: Plan, config: Any) -> Any:
         def make_decision_for_running_worker_group(self, worker_group_state: Any, **status: Any) -> Any:
             # Unless it is repeated, the cluster's autoscaler forgets what is wanted.
             self._maybe_send_resource_request()
-            self.ours = worker_group_state.num_workers
-            before, self.newest = self.newest, plan.newest()
-            if self.ours == plan.sizes[-1] or before in (None, self.newest):
+            now, before, self.newest = worker_group_state.num_workers, self.newest, plan.newest()
+            if now == plan.sizes[-1] or before in (None, self.newest):
                 return NoopDecision()
             decision = super().make_decision_for_running_worker_group(worker_group_state, **status)
-            if isinstance(decision, NoopDecision) or decision.num_workers <= self.ours:
+            if isinstance(decision, NoopDecision) or decision.num_workers <= now:
                 return NoopDecision()
             self.say(f"the cluster has room for {self.room} again; going on from {self.newest}")
             self.newest = None
@@ -108,6 +102,26 @@ def scaling_policy(plan: Plan, config: Any) -> Any:
             self.said = line
 
     return LegalSizes(config)
+
+
+def free_or_ours() -> dict[str, dict[str, float]]:
+    """Return what this job's workers may have of every live node: what is free, and what they hold already.
+
+    A failed group keeps its place until the next is started.
+    """
+    import ray
+    from ray._private.state import available_resources_per_node
+    from ray.util import placement_group_table
+
+    room, job = available_resources_per_node(), ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        # The name of a placement group ends with that of the job that made it.
+        if group["state"] == "REMOVED" or not name.endswith(job):
+            continue
+        for place, node in group["bundles_to_node_id"].items():
+            for resource, amount in group["bundles"][place].items() if node in room else ():
+                room[node][resource] = room[node].get(resource, 0) + amount
+    return room
 
 
 def failure_policy(plan: Plan, config: Any) -> Any:

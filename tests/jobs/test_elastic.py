@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.load import parse_config
 from jobs.checks import check_workers, legal_workers
-from jobs.elastic import Plan, failure_policy, scaling_policy
+from jobs.elastic import Plan, failure_policy, free_or_ours, scaling_policy
 from shards.errors import BadInput
 
 
@@ -52,7 +52,7 @@ def test_the_numbers_that_a_run_may_go_on_with():
 
 @pytest.fixture
 def ray_says(monkeypatch, tmp_path):
-    """Ray's elastic policy with a stand-in for the cluster: `nodes` maps names to free CPUs."""
+    """Ray's elastic policy with a stand-in for the cluster: `nodes` maps names to CPUs."""
     from ray.train import ScalingConfig
 
     cluster = SimpleNamespace(nodes={}, log=tmp_path / "progress.log", steps=tmp_path / "steps")
@@ -66,8 +66,7 @@ def ray_says(monkeypatch, tmp_path):
         return made
 
     monkeypatch.setattr(
-        "ray._private.state.available_resources_per_node",
-        lambda: {name: {"CPU": cpus} for name, cpus in cluster.nodes.items()},
+        "jobs.elastic.free_or_ours", lambda: {name: {"CPU": cpus} for name, cpus in cluster.nodes.items()}
     )
     cluster.policy = policy
     return cluster
@@ -95,7 +94,7 @@ def test_the_largest_legal_group_that_there_is_room_for_is_started(ray_says, roo
 
 
 def test_a_group_grows_right_after_a_checkpoint_and_then_only(ray_says):
-    ray_says.nodes = {"a": 0, "b": 1}
+    ray_says.nodes = {"a": 1, "b": 1}
     policy = ray_says.policy((1, 2))
     assert [resized(policy, 1), resized(policy, 1)] == [None, None]
     (ray_says.steps / "step-000000005.tmp").mkdir()
@@ -107,15 +106,33 @@ def test_a_group_grows_right_after_a_checkpoint_and_then_only(ray_says):
 
 
 def test_a_group_never_grows_without_checkpoints_and_never_shrinks_while_it_works(ray_says):
-    ray_says.nodes = {"a": 2}
+    ray_says.nodes = {"a": 4}
     without = ray_says.policy((1, 2, 4), None)
     assert [resized(without, 2) for _ in range(3)] == [None] * 3
     policy = ray_says.policy((1, 2, 4))
-    ray_says.nodes = {}
+    ray_says.nodes = {"a": 1}
     for step in ("step-000000005", "step-000000010"):
         assert resized(policy, 2) is None
         (ray_says.steps / step).mkdir()
     assert resized(policy, 2) is None
+
+
+def test_room_is_what_is_free_and_what_this_jobs_groups_still_hold_on_live_nodes(monkeypatch):
+    def group(state, *nodes):
+        bundles = {place: {"CPU": 1.0, "GPU": 1.0} for place in range(len(nodes))}
+        return {"state": state, "bundles": bundles, "bundles_to_node_id": dict(enumerate(nodes))}
+
+    groups = {
+        "0a01": group("CREATED", "a", "b"),
+        "0b01": group("RESCHEDULING", "a", "dead"),
+        "0c01": group("REMOVED", "a", "b"),
+        "0d02": group("CREATED", "b", "b"),
+    }
+    free = {"a": {"CPU": 3.0}, "b": {"CPU": 0.5, "GPU": 2.0}}
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    assert free_or_ours() == {"a": {"CPU": 5.0, "GPU": 2.0}, "b": {"CPU": 1.5, "GPU": 3.0}}
 
 
 def test_failures_are_counted_since_the_last_checkpoint(tmp_path):
