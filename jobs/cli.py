@@ -194,12 +194,9 @@ def predict(
     set_: Set = None,
 ) -> None:
     """Detect on image files: results.json and a picture of each; `--set test.KEY=VALUE` as in evaluate."""
-    from jobs.verbs import test_settings
-    from pipeline.predict import predict as detect
+    from jobs.verbs import predict_files
 
-    test = test_settings(set_ or [], checkpoint)
-    results = detect(checkpoint, images, out, score=score, test=test)
-    print(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
+    predict_files(checkpoint, images, out, score, set_ or [])
 
 
 @app.command("import-weights")

@@ -125,6 +125,18 @@ def evaluate_checkpoint(
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
 
 
+def predict_files(
+    checkpoint: Path, images: list[Path], out: Path, score: float, overrides: list[str]
+) -> None:
+    """Detect on image files and say where the results are."""
+    from pipeline.predict import check_readable, predict
+
+    for image in images:
+        check_readable(image)
+    results = predict(checkpoint, images, out, score=score, test=test_settings(overrides, checkpoint))
+    say(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
+
+
 def test_settings(overrides: list[str], checkpoint: Path | None = None) -> Test:
     """Return inference settings, a weights file's own or the default, with `test.KEY=VALUE` applied."""
     from pipeline.model import own_settings

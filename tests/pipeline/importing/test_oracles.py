@@ -15,8 +15,8 @@ from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoin
 from tests.oracles.detectron2_inference import Detectron2
 
 IDS = torch.tensor([0, *(category["id"] for category in CATEGORIES)])
-# A landscape whose long side is cut, and a portrait.
-IMAGES = [picture(1, 100, 170), picture(2, 131, 90)]
+# A landscape whose long side is cut, and a portrait: 128 x 157.9, padded to an odd number of cells of 32 px.
+IMAGES = [picture(1, 100, 170), picture(2, 111, 90)]
 
 
 class Case:
