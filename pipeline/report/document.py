@@ -9,9 +9,10 @@ from typing import Any
 from pipeline.report.data import MODELS, RunData, read_run
 from pipeline.report.figures import draw_alpha, draw_curves, draw_differences, draw_pictures, most_huddled
 from pipeline.report.page import Block, Figure, Heading, Table, Text, to_html, to_markdown
-from pipeline.scoring.bootstrap import Interval, Resampled, match_images, paired_interval, resample
+from pipeline.scoring.bootstrap import Interval, Resampled, paired_interval, resample
 from pipeline.scoring.coco_ap import prepare_annotations
 from pipeline.scoring.huddled import huddled_ids
+from pipeline.scoring.matches import match_images
 from pipeline.tracking.tracker import flatten
 from shards.errors import BadInput
 from shards.files import write_atomic
