@@ -39,14 +39,13 @@ def _instances(rng, image_id, before):
     kinds = rng.integers(1, CATEGORIES + 1, 3)
     found = []
     for number in range(rng.poisson(INSTANCES_AN_IMAGE)):
-        box = _box(rng)
-        segmentation = _blob(rng, box)
+        segmentation = _blob(rng, _box(rng))
         found.append(
             {
                 "id": before + number + 1,
                 "image_id": image_id,
                 "category_id": int(rng.choice(kinds)),
-                "bbox": box.tolist(),
+                "bbox": rle.toBbox(segmentation).tolist(),
                 "area": float(rle.area(segmentation)),
                 "iscrowd": int(rng.random() < CROWDS),
                 "segmentation": _text(segmentation),

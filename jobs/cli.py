@@ -149,6 +149,38 @@ def submit(
 
 
 @app.command()
+def sweep(
+    table: Annotated[str, typer.Argument(metavar="SWEEP", help="YAML, such as configs/tables/table3.yaml.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="preset=mini for the scaled-down twin, or a config key for every row; repeatable.",
+        ),
+    ] = None,
+    run_dir: Annotated[
+        str, typer.Option(help=f"{RUN_DIR_HELP} Tables in the same one share what they have in common.")
+    ] = "runs/tables",
+    workers: Workers = None,
+    launcher: LauncherOption = "ray",
+    address: Address = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows at a time, over Ray.", show_default="as many as the GPUs hold; 1 without"
+        ),
+    ] = None,
+) -> None:
+    """Do a table's rows that are not done, and compare them with the paper and each other."""
+    from jobs.sweep import run_sweep
+    from jobs.verbs import default_workers
+
+    ranks = default_workers(workers, launcher, 1)
+    raise typer.Exit(run_sweep(table, set_ or [], run_dir, ranks, launcher, address, parallel))
+
+
+@app.command()
 def sync(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Deliver to MLflow what a dead server missed."""
     from pipeline.tracking.tracker import sync as deliver
@@ -209,11 +241,12 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["ops", "data"],
-        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading."),
+        Literal["ops", "data", "eval"],
+        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading; eval: scoring."),
     ],
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5")
+        int | None,
+        typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5, eval 3"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="none")] = None,
     device: Annotated[
@@ -226,7 +259,11 @@ def bench(
         int | None, typer.Option(min=1, help="data: processes that shard, and that load.", show_default="2")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="data: synthetic images.", show_default="1000")
+        int | None,
+        typer.Option(min=1, help="data, eval: made images.", show_default="data 1000, eval 5000"),
+    ] = None,
+    detections: Annotated[
+        int | None, typer.Option(min=1, help="eval: made results an image.", show_default="100")
     ] = None,
     coco: Annotated[
         Path | None,
@@ -241,7 +278,7 @@ def bench(
     from jobs.bench import run_benchmark
 
     asked = {"repeats": repeats, "out": out, "device": device, "threads": threads}
-    asked |= {"workers": workers, "images": images, "coco": coco, "only": only}
+    asked |= {"workers": workers, "images": images, "coco": coco, "only": only, "detections": detections}
     raise typer.Exit(run_benchmark(what, asked))
 
 

@@ -9,7 +9,6 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import absolute
 
 
 def shard_source(
@@ -76,23 +75,14 @@ def evaluate_checkpoint(
     load_weights(checkpoint)
     ShardDataset(shards, verify=False)
     test = test_settings(overrides or [])
-    from jobs.launch import launch
-    from jobs.worker import detect_parts
-    from pipeline.evaluate import score
+    from jobs.evaluation import detect_and_score
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=out.resolve()) as scratch:
-        parts = Path(scratch, "parts")
-        parts.mkdir()
-        payload = {
-            "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts)}],
-            "shards": absolute(shards),
-            "test": test.model_dump(mode="json"),
-            "cache": {},
-        }
         workers = default_workers(workers, launcher, 1)
-        launch(detect_parts, payload, Path(scratch, "jobs"), workers, launcher, address)
-        metrics = score(shards, parts, out)
+        metrics = detect_and_score(
+            checkpoint, shards, out, test, Path(scratch, "work"), workers, launcher, address
+        )
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
