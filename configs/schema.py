@@ -209,7 +209,11 @@ class Tracking(Section):
 
 
 class Config(Section):
-    """One run of the whole pipeline."""
+    """One run of the whole pipeline.
+
+    A checkpoint is written every `checkpoint_every` steps. The `keep_checkpoints` newest are kept, and those
+    whose step is a multiple of `keep_checkpoint_every` (0: none) for good.
+    """
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     data: Data
@@ -220,6 +224,16 @@ class Config(Section):
     test: Test = Test()
     checkpoint_every: Positive = 500
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    keep_checkpoint_every: Annotated[int, Field(ge=0)] = 0
     deepspeed: DeepSpeed = DeepSpeed()
     debug: Debug = Debug()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _kept_are_written(self):
+        if self.keep_checkpoint_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_checkpoint_every={self.keep_checkpoint_every} is no multiple of "
+                f"checkpoint_every={self.checkpoint_every}, so most of those steps have no checkpoint to keep"
+            )
+        return self

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 app = typer.Typer(
     help="Instance segmentation where instances huddle together: Mask R-CNN and Mask Refining R-CNN.",
@@ -341,13 +342,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _exit_code(error: Exception) -> int | None:
     from configs.load import ConfigError
-    from jobs.errors import JobFailed
+    from jobs.errors import JobFailed, Stopped
     from pipeline.lease import LeaseHeld, StaleAttempt
     from pipeline.tracking.tracker import NotDelivered
     from shards.errors import BadInput, CutShort
 
     if isinstance(error, BadInput | ConfigError | LeaseHeld):
         return 2
+    if isinstance(error, Stopped):
+        return TERMINATED
     return 1 if isinstance(error, CutShort | JobFailed | StaleAttempt | NotDelivered) else None
 
 

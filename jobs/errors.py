@@ -3,3 +3,7 @@
 
 class JobFailed(RuntimeError):
     """The workers failed; the message is one line, for the user."""
+
+
+class Stopped(JobFailed):
+    """The job was asked to end (SIGTERM), and did after a checkpoint; the same command goes on."""

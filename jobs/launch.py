@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from jobs.console import following
 from jobs.environment import RESTARTS, ROOT, worker_environment
-from jobs.errors import JobFailed
+from jobs.errors import JobFailed, Stopped
+from jobs.preemption import passing_on
+from jobs.verdict import VERDICT
 from jobs.worker import Task, work
 from shards.errors import BadInput
 
@@ -28,7 +32,7 @@ def launch(
 
     Args:
         task: a function of an importable module.
-        payload: plain JSON values.
+        payload: plain JSON values; while there is a task that minds its `stop_file`, SIGTERM makes that file.
         scratch: an empty or absent directory that every node sees: progress, verdict, Ray's files.
         workers: number of ranks.
         launcher: "ray", "torchrun" (this machine), or "local" (this process; one worker).
@@ -36,6 +40,7 @@ def launch(
 
     Raises:
         BadInput: what a worker found wrong with the user's data or config.
+        Stopped: SIGTERM; the workers have saved what they had.
         JobFailed: anything else, after RESTARTS new tries where a new try could help.
     """
     scratch = scratch.resolve()
@@ -43,7 +48,7 @@ def launch(
     scratch.mkdir(parents=True)
     failure = None
     try:
-        with following(scratch / "progress.log"):
+        with following(scratch / "progress.log"), passing_on(payload.get("stop_file")):
             if launcher == "local":
                 _local(task, payload, scratch, workers)
             elif launcher == "torchrun":
@@ -64,7 +69,12 @@ def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> 
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     # Whatever a surrounding scheduler says of ranks, this is the only one.
     os.environ.update({**alone, "MASTER_PORT": _free_port(), **worker_environment(1)})
-    work(task, payload, str(scratch))
+    try:
+        work(task, payload, str(scratch))
+    finally:
+        # Its threads would outlive the interpreter, which then ends with SIGABRT.
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> str | None:
@@ -72,10 +82,11 @@ def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) 
     (scratch / "order.json").write_text(json.dumps(order), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     # Its own restarts meet in the old store, where new ranks may find the addresses of dead ones.
-    command += ["--max-restarts=0", "-m", "jobs.worker", str(scratch / "order.json")]
+    command += ["--max-restarts=0", f"--log-dir={scratch / 'torchrun'}"]
+    command += ["-m", "jobs.worker", str(scratch / "order.json")]
     for _ in range(RESTARTS + 1):
         code = _run_agent(command, {**os.environ, **worker_environment(workers)}, scratch / "output.log")
-        if code == 0 or (scratch / "verdict.json").exists():
+        if code == 0 or (scratch / VERDICT).exists():
             return None
     return (
         f"torchrun failed {RESTARTS + 1} times, at last with exit code {code}; see {scratch / 'output.log'}"
@@ -95,12 +106,14 @@ def _run_agent(command: list[str], environment: dict[str, str], output: Path) ->
 
 
 def _raise_verdict(scratch: Path) -> None:
-    verdict = scratch / "verdict.json"
+    verdict = scratch / VERDICT
     if not verdict.exists():
         return
     found = json.loads(verdict.read_text(encoding="utf-8"))
     if found["input"]:
         raise BadInput(found["message"])
+    if found["stopped"]:
+        raise Stopped(found["message"])
     details = scratch / "traceback.txt"
     details.write_text(found["traceback"], encoding="utf-8")
     raise JobFailed(found["message"] if found["expected"] else f"{found['message']}; see {details}")

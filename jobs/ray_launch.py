@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.environment import RESTARTS, worker_environment
+from jobs.preemption import passing_on
 from jobs.worker import TIMEOUT_S, Task, work
 from shards.errors import BadInput
 
@@ -35,7 +36,9 @@ def run_on_ray(
 
     for trial in range(RESTARTS + 1):
         try:
-            _fit(lambda: work(task, payload, str(scratch)), scratch, trial, workers)
+            # Ray has set a handler of its own while it connected.
+            with passing_on(payload.get("stop_file")):
+                _fit(lambda: work(task, payload, str(scratch)), scratch, trial, workers)
             return None
         except ControllerError as error:
             # Ray gives up on a worker that dies while its group still starts, and keeps its place taken.

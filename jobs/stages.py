@@ -17,6 +17,7 @@ from jobs.checks import (
     local_path,
 )
 from jobs.console import say
+from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launch import launch
 from jobs.ledger import Ledger, hash_of
@@ -72,6 +73,7 @@ def run_pipeline(
     Raises:
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
         LeaseHeld: another live command holds the directory.
+        Stopped: SIGTERM while a stage was trained; a checkpoint was saved.
         JobFailed: the workers failed.
     """
     path = local_path(run_dir)
@@ -200,7 +202,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
         work(run)
     except (ValueError, RuntimeError, OSError) as error:
         run.ledger.fail(stage, str(error))
-        run.tracker.stage_finished(stage, "FAILED")
+        run.tracker.stage_finished(stage, "KILLED" if isinstance(error, Stopped) else "FAILED")
         raise
     outputs = stage_outputs(run.path, run.config, stage)
     # Before the stage counts as done: a kill in between would leave its results untold for ever.
@@ -237,6 +239,7 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "shards": absolute(shards_of(run.path, run.config, "train")),
         "init_weights": None if init_weights is None else str(init_weights),
         "attempt": run.attempt,
+        "stop_file": str(run.path / ".jobs" / f"{stage}-{run.attempt}.stop"),
     }
     _launch(run, stage, train_stage, payload)
 

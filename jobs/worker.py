@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,11 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from configs.load import ConfigError, parse_config
+from configs.load import parse_config
 from configs.schema import Test
-from pipeline.lease import StaleAttempt
+from jobs.verdict import VERDICT, Judging
 from shards.cache import cache_at
-from shards.errors import BadInput
 
 # A collective that waits longer has lost a peer; the default of half an hour hides that.
 TIMEOUT_S = 600
@@ -32,10 +30,17 @@ log = logging.getLogger(__name__)
 
 
 def train_stage(payload: dict[str, Any]) -> None:
-    """Train one stage on this rank; the payload is TrainJob's fields with the config as a mapping."""
+    """Train one stage on this rank.
+
+    The payload is TrainJob's fields with the config as a mapping, and `stop_file`: training saves and stops
+    when that file appears.
+    """
+    from jobs.preemption import Listener
     from pipeline.train import TrainJob, train
 
-    train(TrainJob(**{**payload, "config": parse_config(payload["config"])}))
+    fields = {name: value for name, value in payload.items() if name != "stop_file"}
+    job = TrainJob(**{**fields, "config": parse_config(payload["config"])})
+    train(job, Listener(payload["stop_file"]))
 
 
 def detect_parts(payload: dict[str, Any]) -> None:
@@ -56,35 +61,11 @@ def work(task: Task, payload: dict[str, Any], scratch: str) -> None:
     log lines go to SCRATCH/progress.log. An error that a new try would only repeat is written to
     SCRATCH/verdict.json, and once that is there, a new try does nothing.
     """
-    verdict = Path(scratch, "verdict.json")
-    if verdict.exists():
+    if Path(scratch, VERDICT).exists():
         return
     _settle_process()
-    with _logging_to(Path(scratch, "progress.log")):
-        try:
-            task(payload)
-        except _final_errors() as error:
-            _record(verdict, error)
-            raise
-
-
-def _final_errors() -> tuple[type[BaseException], ...]:
-    # Anything else may come of a peer that died, and is worth another try.
-    from pipeline.train import NonFiniteLoss
-
-    return (ValueError, TypeError, NonFiniteLoss, StaleAttempt)
-
-
-def _record(verdict: Path, error: BaseException) -> None:
-    content = {
-        "input": isinstance(error, BadInput | ConfigError),
-        "expected": type(error).__module__ != "builtins",
-        "message": " ".join(str(error).split()) or type(error).__name__,
-        "traceback": traceback.format_exc(),
-    }
-    temporary = verdict.with_name(f"verdict-{os.environ['RANK']}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, verdict)
+    with _logging_to(Path(scratch, "progress.log")), Judging(Path(scratch)):
+        task(payload)
 
 
 def _settle_process() -> None:

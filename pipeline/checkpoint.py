@@ -5,10 +5,13 @@ file. It is written under a temporary name and renamed last, so a directory with
 and a manifest that verifies is complete, whatever was killed when.
 """
 
+import errno
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +19,47 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shards.files import flush_path, rename_durably, sha256_of
+from shards.files import flush_path, rename_durably, sha256_of, temporary_beside
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
+NAMES = "step-" + 9 * "[0-9]"
 
 
 def save_checkpoint(
-    directory: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]
+    directory: Path,
+    step: int,
+    weights: Tensors,
+    momentum: Tensors,
+    state: dict[str, Any],
+    may_commit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Return the path of a checkpoint made of named fp32 weights and momentum and a JSON state.
 
-    A valid checkpoint of that step is left alone; a broken one is replaced.
+    A valid checkpoint of that step is left alone; a broken one is replaced. `may_commit` is asked last,
+    before the checkpoint gets its name, and raises what forbids it.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say); what was written of it is gone.
     """
     final = directory / f"step-{step:09d}"
-    if final.exists():
-        if not defects(final):
-            return final
-        shutil.rmtree(final)
-    temporary = directory / f"{final.name}.tmp"
+    if final.exists() and not defects(final):
+        return final
+    temporary = temporary_beside(final)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(_plain(weights), temporary / "weights.safetensors")
-    save_file(_plain(momentum), temporary / "optimizer.safetensors")
-    _write(temporary / "state.json", json.dumps(state, sort_keys=True, indent=1))
-    files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-    _write(temporary / "manifest.json", json.dumps({"files": files, "step": step}, sort_keys=True, indent=1))
-    for path in temporary.iterdir():
-        flush_path(path)
-    flush_path(temporary)
-    rename_durably(temporary, final)
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(temporary, step, weights, momentum, state)
+        may_commit()
+        if final.exists():
+            shutil.rmtree(final)
+        rename_durably(temporary, final)
+    except SafetensorError as error:
+        raise _os_error(error, final) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(final)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
@@ -58,25 +72,39 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
 def newest_checkpoint(directory: Path) -> Path | None:
     """Return the newest checkpoint that verifies, or None.
 
-    Broken ones are renamed to `broken-...` with a warning that says what is wrong with them.
+    Broken ones are renamed to `broken-...` with a warning that says what is wrong and what is used instead.
     """
-    for path in sorted(directory.glob("step-*"), reverse=True):
-        if path.suffix == ".tmp":
-            continue
+    broken: list[tuple[Path, str]] = []
+    found = None
+    for path in sorted(directory.glob(NAMES), reverse=True):
         wrong = defects(path)
         if not wrong:
-            return path
-        log.warning("checkpoint %s is set aside: %s; an older one is used instead", path, wrong)
-        _set_aside(path)
-    return None
+            found = path
+            break
+        broken.append((path, wrong))
+    used = f"{found.name} is used instead" if found else "there is no older one, so the stage begins anew"
+    for path, wrong in broken:
+        log.warning("%s is broken: %s; set aside as %s; %s", path, wrong, _set_aside(path).name, used)
+    return found
 
 
-def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints and whatever a killed writer left half-done."""
-    paths = sorted(directory.glob("step-*"))
-    finished = [path for path in paths if path.suffix != ".tmp"]
-    for path in [*finished[:-keep], *(path for path in paths if path.suffix == ".tmp")]:
-        shutil.rmtree(path, ignore_errors=True)
+def prune_checkpoints(directory: Path, keep: int, every: int = 0) -> None:
+    """Delete what need not be kept, and whatever a killed writer left half-done.
+
+    Kept are the `keep` newest, those whose step is a multiple of `every` (0: none), and always the newest
+    that verifies. Only the holder of the stage's claim may call this: others may still be writing.
+    """
+    for left in directory.glob(".step-*.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    newest_first = sorted(directory.glob(NAMES), reverse=True)
+    spare = [path for path in newest_first[keep:] if not (every and _step_of(path) % every == 0)]
+    if not spare or all(defects(path) for path in newest_first if path not in spare):
+        return
+    for path in spare:
+        # First another name: a deletion that is killed must not leave half a checkpoint behind.
+        gone = temporary_beside(path)
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def defects(path: Path) -> str:
@@ -87,18 +115,41 @@ def defects(path: Path) -> str:
         if missing:
             return f"manifest.json does not list {', '.join(sorted(missing))}"
         changed = [name for name, print_ in files.items() if _fingerprint(path / name) != print_]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json or a file it lists cannot be read ({error})"
     return f"{', '.join(sorted(changed))} differ from the manifest" if changed else ""
 
 
-def _set_aside(path: Path) -> None:
+def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
+    save_file(_plain(weights), folder / "weights.safetensors")
+    save_file(_plain(momentum), folder / "optimizer.safetensors")
+    _write(folder / "state.json", json.dumps(state, sort_keys=True, indent=1))
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
+    _write(folder / "manifest.json", json.dumps({"files": files, "step": step}, sort_keys=True, indent=1))
+    for path in folder.iterdir():
+        flush_path(path)
+    flush_path(folder)
+
+
+def _os_error(error: SafetensorError, path: Path) -> OSError:
+    # safetensors tells a full disk in words only.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code), str(path))
+
+
+def _set_aside(path: Path) -> Path:
     target = path.with_name(f"broken-{path.name}")
     number = 1
     while target.exists():
         number += 1
         target = path.with_name(f"broken-{path.name}-{number}")
     os.rename(path, target)
+    return target
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _plain(tensors: Tensors) -> Tensors:

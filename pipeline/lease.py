@@ -2,7 +2,8 @@
 
 The kernel holds the lease (`flock`), so it is free the moment its holder dies, however it dies.
 Workers may outlive a killed driver, and a lock says nothing of them; the attempt number does:
-whoever commits asks first whether a newer attempt has begun.
+whoever commits asks first whether a newer attempt has begun. Within an attempt the workers may be
+started again while some of them live on behind a broken network: each start claims its stage anew.
 """
 
 import fcntl
@@ -10,6 +11,7 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ from shards.files import write_atomic
 
 # Loader processes of a killed driver notice its death within seconds; a lock left to them passes.
 PATIENCE_S = 3.0
+CLAIM = ".claim"
 
 _held: set[int] = set()
 
@@ -31,6 +34,10 @@ class LeaseHeld(ValueError):
 
 class StaleAttempt(RuntimeError):
     """A newer attempt has taken over the run directory; this one must commit nothing more."""
+
+
+class Superseded(RuntimeError):
+    """The workers were started again; those of an earlier start must commit nothing more."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,52 @@ def check_attempt(run_dir: str | Path, attempt: int) -> None:
             f"{run_dir}: attempt {attempt} is over, attempt {newest.attempt} "
             f"(process {newest.pid} on {newest.host}) has taken over; nothing more is written"
         )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write one stage's folder; the next start of the workers, or a newer attempt, ends it."""
+
+    run_dir: Path
+    stage: str
+    attempt: int
+    token: str | None
+
+    def check(self) -> None:
+        """Return when this start of the workers is still the newest; ask before every commit.
+
+        Raises:
+            StaleAttempt: a newer attempt has begun.
+            Superseded: the workers of this attempt were started again.
+        """
+        check_attempt(self.run_dir, self.attempt)
+        if self.token is not None and _claimed(self.run_dir / self.stage) != self.token:
+            raise Superseded(
+                f"{self.run_dir / self.stage}: the workers were started again; this start of theirs is over"
+            )
+
+
+def claim_stage(run_dir: str | Path, stage: str, attempt: int, rank: int) -> Claim:
+    """Return the claim of a rank that starts to train; that of rank 0, which alone writes, ends earlier ones.
+
+    Raises:
+        StaleAttempt: a newer attempt has begun.
+    """
+    run_dir = Path(run_dir)
+    check_attempt(run_dir, attempt)
+    if rank:
+        return Claim(run_dir, stage, attempt, None)
+    claim = Claim(run_dir, stage, attempt, uuid.uuid4().hex)
+    (run_dir / stage).mkdir(parents=True, exist_ok=True)
+    write_atomic(run_dir / stage / CLAIM, claim.token.encode())
+    return claim
+
+
+def _claimed(folder: Path) -> str | None:
+    try:
+        return (folder / CLAIM).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _lock(descriptor: int, run_dir: Path, patience_s: float) -> None:

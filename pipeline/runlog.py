@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from configs.schema import Schedule
+from shards.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +75,18 @@ def _cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_lines(path) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    _append(temporary, kept)
-    os.replace(temporary, path)
+    write_atomic(path, "".join(map(_text, kept)).encode())
 
 
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(map(_text, lines))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line) + "\n"
 
 
 def _say(step: int, last: int, line: dict[str, Any]) -> None:

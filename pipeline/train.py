@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import Config, Schedule
-from pipeline.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from pipeline.background import CheckpointWriter
+from pipeline.checkpoint import load_checkpoint, newest_checkpoint
 from pipeline.data import Batch, first_batch, sample_order, to_network, training_batches
 from pipeline.engine import momentum_by_name, restore, set_lr, start_engine
-from pipeline.lease import check_attempt
+from pipeline.lease import Claim, claim_stage
 from pipeline.model import build_model
 from pipeline.network.pretrained import load_pretrained
 from pipeline.network.weights import load_weights, save_weights
+from pipeline.notice import Ask, Notice, Preempted, no_notice
 from pipeline.quarantine import Quarantine
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
@@ -53,15 +56,18 @@ class TrainJob:
     attempt: int
 
 
-def train(job: TrainJob) -> None:
+def train(job: TrainJob, ask: Ask = no_notice) -> None:
     """Train one stage to its last step and write RUN/STAGE/weights.safetensors.
 
     Runs on every rank (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment) and resumes
-    from the newest valid checkpoint, so calling it again after a kill goes on where it was.
+    from the newest valid checkpoint, so calling it again after a kill goes on where it was. Each rank asks
+    `ask` once a step; what any rank was told, all of them do at the end of the step.
 
     Raises:
         NonFiniteLoss: on every rank, before the weights are touched.
-        StaleAttempt: a newer attempt has taken over the run directory.
+        StaleAttempt, Superseded: a newer attempt, or start of the workers, has taken over.
+        Preempted: asked to stop; a checkpoint of the last step is on the disk.
+        OSError: on rank 0, a step or more late: a checkpoint could not be written; earlier ones are there.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -70,42 +76,97 @@ def train(job: TrainJob) -> None:
     config, schedule = job.config, stage_schedule(job.config, job.stage)
     dataset = ShardDataset(job.shards, cache=cache_at(config.data.cache_dir, config.data.cache_gb))
     order = sample_order(dataset, config).identity
-    model = stage_model(job, dataset)
-    engine = start_engine(model, schedule, config, world)
-    folder = Path(job.run_dir, job.stage)
-    check_attempt(job.run_dir, job.attempt)
+    engine = start_engine(stage_model(job, dataset), schedule, config, world)
+    claim, folder = claim_stage(job.run_dir, job.stage, job.attempt, rank), Path(job.run_dir, job.stage)
     first, window = _resume(engine, folder / "checkpoints", order)
-    writer, quarantine = RunLog(folder, rank, world, first), Quarantine(config.data.on_corrupt, world)
+    logs, quarantine = RunLog(folder, rank, world, first), Quarantine(config.data.on_corrupt, world)
     batches = training_batches(dataset, config, schedule, rank, world, first)
-    model.train()
-    for step in range(first, schedule.iters):
-        began = time.monotonic()
-        lr = lr_at(schedule, step)
-        set_lr(engine, lr)
-        ids: list[int] = []
-        for _ in range(schedule.accumulate):
-            batch = next(batches)
-            ids += [target["image_id"] for _, target in batch]
-            window["quarantined"] += quarantine.count(batch)
-            losses = _forward(engine, batch, config.seed, step, world)
-            engine.backward(losses["loss"])
-            engine.step()
-            _check_gradient(engine, step, ids)
-            _add(window, losses, schedule.accumulate)
-        window["steps"] += 1
-        window["seconds"] += time.monotonic() - began
-        window["timed"] += 1
-        done = step + 1
+    engine.module.train()
+    keep = config.keep_checkpoints, config.keep_checkpoint_every
+    with CheckpointWriter(folder / "checkpoints", *keep, claim.check) as checkpoints:
+        books = _Books(job, schedule, engine, claim, logs, checkpoints, order, len(dataset), window)
+        for step in range(first, schedule.iters):
+            with InStep(step + 1):
+                checkpoints.check()
+                began = time.monotonic()
+                set_lr(engine, lr_at(schedule, step))
+                ids, told = _step(
+                    engine, batches, step, config.seed, schedule, books.window, quarantine, ask()
+                )
+                books.enter(step + 1, time.monotonic() - began, ids, told)
+        checkpoints.wait()
+    _finish(engine, job, claim, weights_meta(config, job.stage, dataset))
+
+
+@dataclass
+class _Books:
+    """What is written of a stage while it trains. Every method is called on every rank."""
+
+    job: TrainJob
+    schedule: Schedule
+    engine: Any
+    claim: Claim
+    logs: RunLog
+    checkpoints: CheckpointWriter
+    order: str
+    size: int
+    window: dict[str, float]
+
+    def enter(self, step: int, seconds: float, ids: list[int], told: Notice) -> None:
+        """Note a step that is done, and write whatever is due at it."""
+        config, last = self.job.config, step == self.schedule.iters
+        for name, value in (("steps", 1), ("timed", 1), ("seconds", seconds)):
+            self.window[name] += value
         if config.debug.log_samples:
-            check_attempt(job.run_dir, job.attempt)
-            writer.samples(done, ids)
-        if done % config.train.log_every == 0 or done == schedule.iters:
-            check_attempt(job.run_dir, job.attempt)
-            writer.metrics(done, schedule, len(dataset), lr, window)
-            window = _empty_window()
-        if done % config.checkpoint_every == 0 or done == schedule.iters:
-            _save(engine, job, folder, done, window, order)
-    _finish(engine, job, folder, dataset)
+            self.claim.check()
+            self.logs.samples(step, ids)
+        if step % config.train.log_every == 0 or last:
+            self.claim.check()
+            self.logs.metrics(step, self.schedule, self.size, lr_at(self.schedule, step - 1), self.window)
+            self.window = _empty_window()
+        if step % config.checkpoint_every == 0 or last or told.save:
+            self.save(step)
+        if told.stop and not last:
+            self.stop(step)
+
+    def save(self, step: int) -> None:
+        """Begin to write a checkpoint."""
+        momentum = momentum_by_name(self.engine)
+        _check_finite({**self.engine.module.state_dict(), **momentum}, step)
+        if dist.get_rank():
+            return
+        # Seconds are the one thing that differs between equal runs; keep checkpoints equal.
+        state = {
+            "step": step,
+            "seed": self.job.config.seed,
+            "samples": step * self.schedule.batch,
+            "dataset": self.order,
+            "window": {**self.window, "timed": 0, "seconds": 0.0},
+        }
+        self.checkpoints.save(step, self.engine.module.state_dict(), momentum, state)
+
+    def stop(self, step: int) -> None:
+        """Raise Preempted once the checkpoint is on the disk."""
+        self.checkpoints.wait()
+        # The others' end could take rank 0 with it before the checkpoint has its name.
+        dist.barrier()
+        raise Preempted(
+            f"asked to stop: step {step} of {self.schedule.iters} is saved; the same command goes on"
+        )
+
+
+class InStep:
+    """Notes on whatever error the body raises in which step it was."""
+
+    def __init__(self, step: int):
+        self._note = f"in step {step}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(self._note)
 
 
 def stage_schedule(config: Config, stage: str) -> Schedule:
@@ -156,22 +217,46 @@ def _resume(engine: Any, checkpoints: Path, order: str) -> tuple[int, dict[str, 
     return state["step"], {**_empty_window(), **state["window"]}
 
 
-def _forward(engine: Any, batch: Batch, seed: int, step: int, world: int) -> dict[str, Tensor]:
+def _step(
+    engine: Any,
+    batches: Iterator[Batch],
+    step: int,
+    seed: int,
+    schedule: Schedule,
+    window: dict[str, float],
+    quarantine: Quarantine,
+    asked: Notice,
+) -> tuple[list[int], Notice]:
+    ids: list[int] = []
+    for _ in range(schedule.accumulate):
+        batch = next(batches)
+        ids += [target["image_id"] for _, target in batch]
+        window["quarantined"] += quarantine.count(batch)
+        losses, told = _forward(engine, batch, seed, step, asked)
+        engine.backward(losses["loss"])
+        engine.step()
+        _check_gradient(engine, step, ids)
+        _add(window, losses, schedule.accumulate)
+    return ids, told
+
+
+def _forward(engine: Any, batch: Batch, seed: int, step: int, asked: Notice) -> tuple[dict[str, Any], Notice]:
     terms = engine(*to_network(batch, engine.device), seed)
     names = list(terms)
     sums = torch.stack([terms[name][0].float() for name in names])
     counts = torch.stack([terms[name][1].float() for name in names])
     # A mean over all ranks' samples, whatever share of the positives this rank happens to hold. With
     # accumulation it is that of one slice of the global batch: later slices' counts are not known yet.
-    totals = torch.cat([sums.detach(), counts])
+    totals = torch.cat([sums.detach(), counts, sums.new_tensor([asked.save or asked.stop, asked.stop])])
     dist.all_reduce(totals)
-    total_sums, total_counts = totals.chunk(2)
+    total_sums, total_counts, wishes = totals.split([len(names), len(names), 2])
     means = total_sums / total_counts.clamp(min=1)
     if not torch.isfinite(means).all():
         _stop_on_non_finite(names, sums, means, batch, step)
     # ZeRO averages gradients over ranks, hence times the world size.
-    loss = (sums / total_counts.clamp(min=1)).sum() * world
-    return {**dict(zip(names, means.tolist(), strict=True)), "loss": loss, "total": means.sum().item()}
+    loss = (sums / total_counts.clamp(min=1)).sum() * dist.get_world_size()
+    *values, total, save, stop = [*means.tolist(), means.sum().item(), *wishes.tolist()]
+    return {**dict(zip(names, values, strict=True)), "loss": loss, "total": total}, Notice(save > 0, stop > 0)
 
 
 def _stop_on_non_finite(names: list[str], sums: Tensor, means: Tensor, batch: Batch, step: int) -> None:
@@ -214,28 +299,9 @@ def _empty_window() -> dict[str, float]:
     return {"steps": 0, "timed": 0, "seconds": 0.0, "quarantined": 0}
 
 
-def _save(engine: Any, job: TrainJob, folder: Path, step: int, window: dict, order: str) -> None:
-    momentum = momentum_by_name(engine)
-    _check_finite({**engine.module.state_dict(), **momentum}, step)
+def _finish(engine: Any, job: TrainJob, claim: Claim, meta: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
-        check_attempt(job.run_dir, job.attempt)
-        # Seconds are the one thing that differs between equal runs; keep checkpoints equal.
-        state = {
-            "step": step,
-            "seed": job.config.seed,
-            "samples": step * stage_schedule(job.config, job.stage).batch,
-            "dataset": order,
-            "window": {**window, "timed": 0, "seconds": 0.0},
-        }
-        save_checkpoint(folder / "checkpoints", step, engine.module.state_dict(), momentum, state)
-        prune_checkpoints(folder / "checkpoints", job.config.keep_checkpoints)
-    dist.barrier()
-
-
-def _finish(engine: Any, job: TrainJob, folder: Path, dataset: ShardDataset) -> None:
-    if dist.get_rank() == 0:
-        check_attempt(job.run_dir, job.attempt)
-        meta = weights_meta(job.config, job.stage, dataset)
-        save_weights(folder / "weights.safetensors", engine.module.state_dict(), meta)
+        claim.check()
+        save_weights(Path(job.run_dir, job.stage, "weights.safetensors"), engine.module.state_dict(), meta)
     dist.barrier()
     engine.destroy()

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ TEMPORARY = ".*.tmp-*"
 
 def temporary_beside(path: Path) -> Path:
     """Return a name in the same folder (so that a rename is atomic) that no other process writes."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    # Process ids alone repeat: in containers that share a file system, most are below a hundred.
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -96,3 +96,10 @@ def test_every_ablation_key_of_the_method_exists_with_its_default():
     refine = keys["train.refine"] if not isinstance(keys["train.refine"], BaseModel) else keys["train"].refine
     assert (refine.lr, refine.iters, refine.steps, refine.batch) == (0.002, 9000, (6000,), 16)
     assert (refine.warmup, refine.warmup_factor, refine.bias_lr, refine.bias_wd) == (500, 1 / 3, 2.0, 0.0)
+
+
+def test_a_checkpoint_to_be_kept_must_be_one_that_is_written():
+    data = {"data": {"train": "-", "val": "-"}}
+    assert parse_config({**data, "checkpoint_every": 10, "keep_checkpoint_every": 30})
+    with pytest.raises(ConfigError, match="keep_checkpoint_every=25 is no multiple of checkpoint_every=10"):
+        parse_config({**data, "checkpoint_every": 10, "keep_checkpoint_every": 25})

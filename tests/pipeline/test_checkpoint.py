@@ -1,9 +1,18 @@
 """Checkpoints are there wholly or not at all, and a damaged one is noticed, named and passed over."""
 
+import errno
 import json
+import os
+import resource
+import signal
+import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.checkpoint import (
     defects,
@@ -12,6 +21,7 @@ from pipeline.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from pipeline.lease import StaleAttempt
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
@@ -75,11 +85,81 @@ def test_a_missing_or_unlisted_file_is_noticed(tmp_path):
     assert newest_checkpoint(tmp_path) is None
 
 
-def test_a_half_written_checkpoint_is_never_taken(tmp_path):
+def test_the_warning_names_the_fault_and_what_is_used_instead(tmp_path, caplog):
+    save(tmp_path, 1)
+    for step in (2, 3):
+        path, *_ = save(tmp_path, step)
+        (path / "state.json").write_text("{}")
+    newest_checkpoint(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    for line, step in zip(said, (3, 2), strict=True):
+        assert f"step-00000000{step} is broken: state.json differ from the manifest" in line
+        assert line.endswith(f"set aside as broken-step-00000000{step}; step-000000001 is used instead")
+
+
+def test_without_any_good_checkpoint_it_says_that_the_stage_begins_anew(tmp_path, caplog):
+    path, *_ = save(tmp_path, 1)
+    (path / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path) is None
+    assert "there is no older one, so the stage begins anew" in caplog.text
+
+
+def test_a_half_written_checkpoint_is_never_taken(tmp_path, monkeypatch):
     older, *_ = save(tmp_path, 1)
-    newer, *_ = save(tmp_path, 2)
-    newer.rename(tmp_path / "step-000000002.tmp")
+    monkeypatch.setattr("pipeline.checkpoint.rename_durably", lambda *_: os._exit(9))
+    child = os.fork()
+    if child == 0:
+        save(tmp_path, 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    left = next(tmp_path.glob(".*"))
+    # Another attempt, on another machine too, writes under another name.
+    assert left.name == f".step-000000002.tmp-{socket.gethostname()}-{child}"
     assert newest_checkpoint(tmp_path) == older
+
+
+def test_who_may_not_commit_any_more_leaves_nothing_behind(tmp_path):
+    older, *_ = save(tmp_path, 1)
+
+    def refuse():
+        assert list(tmp_path.glob(".step-*/manifest.json")), "asked when all but the name is done"
+        raise StaleAttempt("over")
+
+    with pytest.raises(StaleAttempt):
+        save_checkpoint(tmp_path, 2, {"a": torch.zeros(3)}, {}, {"step": 2}, refuse)
+    assert list(tmp_path.iterdir()) == [older]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("call", ["fsync", "mkdir", "replace"])
+def test_a_failing_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path, monkeypatch, number, call):
+    older, *_ = save(tmp_path, 1)
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="step-000000002") as failed:
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert failed.value.errno == number
+    assert list(tmp_path.iterdir()) == [older] and newest_checkpoint(tmp_path) == older
+
+
+def test_a_full_disk_is_told_as_such_also_by_safetensors(tmp_path):
+    """A real limit of the kernel, in a process of its own."""
+    older, *_ = save(tmp_path, 1)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
+        try:
+            save(tmp_path, 2)
+        except OSError as error:
+            os._exit(error.errno)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+    assert list(tmp_path.iterdir()) == [older]
 
 
 def test_saving_again_keeps_a_valid_checkpoint_and_replaces_a_broken_one(tmp_path):
@@ -95,6 +175,28 @@ def test_saving_again_keeps_a_valid_checkpoint_and_replaces_a_broken_one(tmp_pat
 def test_pruning_keeps_the_newest_and_clears_what_a_kill_left(tmp_path):
     for step in range(1, 6):
         save(tmp_path, step)
-    (tmp_path / "step-000000009.tmp").mkdir()
+    (tmp_path / ".step-000000009.tmp-there-7").mkdir()
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000004", "step-000000005"]
+
+
+@settings(max_examples=60)
+@given(
+    steps=st.sets(st.integers(1, 12), min_size=1, max_size=8),
+    broken=st.sets(st.integers(1, 12)),
+    keep=st.integers(2, 4),
+    every=st.sampled_from([0, 3, 4]),
+)
+def test_retention(steps, broken, keep, every):
+    """The newest, every n-th, and always the newest that is whole; if all the newest are broken, all."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for step in steps:
+            path, *_ = save(folder, step)
+            if step in broken:
+                (path / "state.json").unlink()
+        prune_checkpoints(folder, keep, every)
+        left = {int(path.name.removeprefix("step-")) for path in folder.iterdir()}
+    must = {*sorted(steps)[-keep:], *(step for step in steps if every and step % every == 0)}
+    assert left == (must if must - broken else steps)
+    assert not steps - broken or max(steps - broken) in left

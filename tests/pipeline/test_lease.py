@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lease import LeaseHeld, StaleAttempt, acquire, check_attempt
+from pipeline.lease import LeaseHeld, StaleAttempt, Superseded, acquire, check_attempt, claim_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -98,3 +98,27 @@ def test_a_damaged_lease_is_refused_and_never_counted_from_one_again(tmp_path):
     (tmp_path / "lease.json").write_text('{"attempt": ')
     with pytest.raises(ValueError, match=r"lease\.json: is damaged"), acquire(tmp_path, 0):
         pass
+
+
+def test_workers_of_an_earlier_start_can_commit_nothing_when_they_come_back(tmp_path):
+    """A node behind a broken network: same driver, same attempt, but the workers were started again."""
+    with acquire(tmp_path, 0) as lease:
+        lost = claim_stage(tmp_path, "baseline", lease.attempt, rank=0)
+        lost.check()
+        newer = claim_stage(tmp_path, "baseline", lease.attempt, rank=0)
+        other = claim_stage(tmp_path, "refine", lease.attempt, rank=0)
+        with pytest.raises(Superseded, match="baseline: the workers were started again"):
+            lost.check()
+        newer.check()
+        other.check()
+
+
+def test_a_late_start_of_an_older_attempt_takes_no_claim(tmp_path):
+    with acquire(tmp_path, 0) as first:
+        pass
+    with acquire(tmp_path, 0) as second:
+        claim = claim_stage(tmp_path, "baseline", second.attempt, rank=0)
+        for rank in (0, 1):
+            with pytest.raises(StaleAttempt):
+                claim_stage(tmp_path, "baseline", first.attempt, rank)
+        claim.check()

@@ -1,0 +1,55 @@
+"""How workers learn that they are to save and perhaps to stop: SIGTERM, and Ray's notice of a node's end."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.notice import Notice
+
+
+class Listener:
+    """Asked once a step by every rank; SIGTERM to the driver or a rank stops, Ray's notice only saves."""
+
+    def __init__(self, stop_file: str | None):
+        """Hear of `stop_file`, which a driver makes that is told to end, and of SIGTERM to this process."""
+        self._stop_file = None if stop_file is None else Path(stop_file)
+        self._terminated = threading.Event()
+        self._announced = False
+        # Ray's workers do their work in a thread, where no handler can be set; Ray ends them on SIGTERM.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+
+    def __call__(self) -> Notice:
+        """Return what this rank has been told since the last call; a request to stop stays."""
+        stop = self._terminated.is_set() or (self._stop_file is not None and self._stop_file.exists())
+        announced = _ray_announced()
+        fresh, self._announced = announced and not self._announced, announced
+        return Notice(save=stop or fresh, stop=stop)
+
+
+@contextmanager
+def passing_on(stop_file: str | None) -> Iterator[None]:
+    """While the body runs, SIGTERM to this process makes `stop_file` instead of ending it."""
+    if stop_file is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: Path(stop_file).touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ray_announced() -> bool:
+    # The public get_preemption_info is a barrier of all ranks, too slow for every step.
+    context = sys.modules.get("ray.train.v2._internal.execution.context")
+    if context is None:
+        return False
+    try:
+        return context.get_train_context().preemption_context.preemption_info is not None
+    except RuntimeError:
+        # This process has Ray, but is no worker of it.
+        return False

@@ -1,0 +1,82 @@
+"""Which errors of a worker end the job, and which are worth another try."""
+
+import json
+import os
+import traceback
+from pathlib import Path
+
+import torch.distributed as dist
+
+from configs.load import ConfigError
+from pipeline.lease import StaleAttempt, Superseded
+from pipeline.notice import Preempted
+from shards.errors import BadInput
+
+VERDICT = "verdict.json"
+
+
+class Judging:
+    """Looks at the error its body ends with.
+
+    One that a new try would only repeat is written to SCRATCH/verdict.json at once, any other when it is the
+    second of its kind at the same place in the same step, on whatever rank. An error that comes of a dead or
+    newer peer says nothing of this one, and is never held against the job.
+    """
+
+    def __init__(self, scratch: Path):
+        self._scratch = scratch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or _is_of_a_peer(error):
+            return
+        if isinstance(error, _final_errors()):
+            self._write(VERDICT, _verdict(error, ""))
+        elif self._happened_before(error):
+            self._write(VERDICT, _verdict(error, "twice the same error, so it is not tried again: "))
+
+    def _happened_before(self, error: Exception) -> bool:
+        this = _kind_of(error)
+        earlier = [path.read_text(encoding="utf-8") for path in self._scratch.glob("error-*.json")]
+        self._write(f"error-{os.environ['RANK']}.json", this)
+        return json.dumps(this) in earlier
+
+    def _write(self, name: str, content: dict[str, object]) -> None:
+        path = self._scratch / name
+        temporary = path.with_name(f"{name}-{os.environ['RANK']}.tmp")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _final_errors() -> tuple[type[BaseException], ...]:
+    from pipeline.train import NonFiniteLoss
+
+    return (ValueError, TypeError, NonFiniteLoss, StaleAttempt, Preempted)
+
+
+def _is_of_a_peer(error: Exception) -> bool:
+    # gloo has no class of its own for a connection that a dying peer has closed.
+    return isinstance(error, Superseded | dist.DistError | ConnectionError) or "gloo" in str(error).lower()
+
+
+def _verdict(error: Exception, said: str) -> dict[str, object]:
+    step = "".join(f" ({note})" for note in _notes(error)) if said else ""
+    return {
+        "input": isinstance(error, BadInput | ConfigError),
+        "stopped": isinstance(error, Preempted),
+        "expected": type(error).__module__ != "builtins" and not said,
+        "message": said + (" ".join(str(error).split()) or type(error).__name__) + step,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def _kind_of(error: Exception) -> dict[str, object]:
+    # Not the message: it may name a process or an address.
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return {"type": type(error).__name__, "at": f"{place.filename}:{place.lineno}", "notes": _notes(error)}
+
+
+def _notes(error: Exception) -> list[str]:
+    return list(getattr(error, "__notes__", []))
