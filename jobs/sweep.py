@@ -16,6 +16,7 @@ from configs.schema import CocoSource, Config, Data, Source
 from configs.sweep import Preset, Row, Sweep, load_sweep, paper_rows, row_config
 from jobs.checks import check_sources, check_weights, check_workers, local_path
 from jobs.console import say, show_table
+from jobs.errors import Stopped
 from jobs.inputs import file_hash
 from jobs.ledger import hash_of
 from jobs.rows import RowJob, do_row, evaluated_dir, is_done
@@ -182,6 +183,9 @@ def _attempt(job: RowJob) -> BaseException | None:
     say(f"{job.name}: starting")
     try:
         do_row(job)
+    except Stopped:
+        # Asked to stop: not this row alone.
+        raise
     except Exception as error:
         return error
     return None

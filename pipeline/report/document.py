@@ -191,7 +191,7 @@ def _analyses(run: RunData) -> dict[str, dict[str, Any]]:
     if run.shards is None or not run.shards.has_annotations:
         return {}
     coco = prepare_annotations(run.shards.to_coco())
-    return {model: analyse(coco, item.results) for model, item in run.models.items()}
+    return {model: analyse(coco, item.results, RESAMPLES) for model, item in run.models.items()}
 
 
 def _differences(analyses: dict[str, dict[str, Any]]) -> Differences:
