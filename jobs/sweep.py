@@ -249,21 +249,23 @@ def _tracked(table: Path, config: Config, attempt: int) -> Iterator[Any]:
 def _tell(
     tracker: Any, table: str, sweep: Sweep, rows: list[TableRow], jobs: dict[str, RowJob], attempt: int
 ) -> None:
-    tracker.log_tags("pipeline", {"mrrcnn.table": table, "mrrcnn.title": sweep.title})
+    tracker.log_tags("pipeline", {"mrrcnn.report": table, "mrrcnn.title": sweep.title})
     for place, row in enumerate(rows):
         if row.folder is None:
             continue
         # The folder's name holds the hash of all that the numbers depend on: other numbers, another run.
         tracker.stage_started(row.name, attempt, row.folder.name)
         tags = {f"column.{name}": cell for name, cell in zip(sweep.columns, row.cells, strict=True)}
-        own = {"row": row.name, "place": f"{place:02d}", "table_row": f"{table}/{row.name}"}
+        own = {"table": table, "row": row.name, "place": f"{place:02d}"}
         own |= {"group": row.group, "paper": row.paper.get("id", ""), "folder": str(row.folder)}
         tracker.log_tags(row.name, tags | {f"mrrcnn.{key}": value for key, value in own.items()})
         settings = {key: v for key, v in row.config.items() if not key.startswith("tracking.")}
         tracker.log_params(settings, row.name)
         values = row_values(row)
-        parts = {"": values["ours"], "paper ": values["paper"], "minus paper ": values["difference"]}
-        named = {f"{prefix}{key}": v for prefix, part in parts.items() for key, v in part.items()}
+        parts = {"": values["ours"], "paper_": values["paper"], "minus_paper_": values["difference"]}
+        named = {
+            prefix + key.replace(" ", "_"): v for prefix, part in parts.items() for key, v in part.items()
+        }
         # Always the same step: a row that was done before is not told again.
         tracker.log_metrics(row.name, named, step=0)
         for name in ("metrics.json", "source.json"):
