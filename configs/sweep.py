@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from configs.load import ConfigError, apply_override, dotted, explain, parse_config, read_tree
+from configs.scaling import scale_schedules
 from configs.schema import Config, Positive, Section, Source
 
 # MLflow's search quotes names, and folders are called by them.
@@ -15,16 +16,23 @@ Measure = Literal["AP_b", "AP_b50", "AP_b75", "AP_m", "AP_m50", "AP_m75"]
 OWN_KEYS = ("preset", "evaluate_on")
 
 
+class Base(Section):
+    """A config file, relative to the sweep's, and dotted keys that are set in it."""
+
+    file: str
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
 class Row(Section):
     """One row: the AP of one network of one run.
 
-    `cells` stand under the sweep's `columns`; `set` holds dotted config keys; `paper` is an id of
-    configs/tables/paper.json.
+    `cells` stand under the sweep's `columns`; `config` is one of its `configs`; `set` holds dotted config
+    keys; `paper` is an id of configs/tables/paper.json.
     """
 
     name: Name
     cells: tuple[str, ...]
-    config: str | None = None
+    config: str
     network: Literal["baseline", "control", "refined"] = "refined"
     set: dict[str, Any] = Field(default_factory=dict)
     paper: str | None = None
@@ -37,12 +45,10 @@ class Synthetic(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Preset(Section):
-    """A scaled-down twin: every row's config, and keys that are set after the row's own; only some rows."""
+class Preset(Base):
+    """A scaled-down twin: one config in the place of every row's, of only some rows; a row's keys stay."""
 
-    config: str
     rows: tuple[str, ...] | None = None
-    set: dict[str, Any] = Field(default_factory=dict)
     synthetic: Synthetic | None = None
     note: str = ""
 
@@ -58,7 +64,7 @@ class Sweep(Section):
     title: str
     columns: tuple[str, ...]
     measures: tuple[Measure, ...]
-    config: str | None = None
+    configs: dict[str, Base]
     rows: tuple[Row, ...]
     evaluate_on: Source | None = None
     curve: str | None = None
@@ -76,8 +82,8 @@ class Sweep(Section):
                 raise ValueError(
                     f"row {row.name!r} has {len(row.cells)} cells for {len(self.columns)} columns"
                 )
-            if row.config is None and self.config is None:
-                raise ValueError(f"row {row.name!r} has no config, and the sweep names none")
+            if row.config not in self.configs:
+                raise ValueError(f"row {row.name!r}: there is no config {row.config!r} in configs")
         chosen = [name for preset in self.presets.values() for name in preset.rows or ()]
         unknown = [name for name in (*chosen, *(self.pictures or ())) if name not in names]
         if unknown:
@@ -122,7 +128,9 @@ def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
 
 
 def row_config(sweep: Sweep, path: str | Path, row: Row, overrides: list[str], data: Path | None) -> Config:
-    """Return a row's resolved config: its file, the row's keys, the preset's, the command line's.
+    """Return a row's resolved config: its file with its keys, then the row's, then the command line's.
+
+    A schedule with a `reference_batch` is scaled to its batch; what anybody set stays as set.
 
     Args:
         sweep: of `load_sweep`.
@@ -134,17 +142,18 @@ def row_config(sweep: Sweep, path: str | Path, row: Row, overrides: list[str], d
     Raises:
         ConfigError: names the row and what is wrong.
     """
-    preset = sweep.chosen
-    file = Path(path).parent / ((preset and preset.config) or row.config or sweep.config)
+    base = sweep.chosen or sweep.configs[row.config]
+    file = Path(path).parent / base.file
     tree = read_tree(file)
-    settings = [*row.set.items(), *(preset.set.items() if preset else ())]
+    settings = [*base.set.items(), *row.set.items()]
     if data is not None:
         settings += [(f"data.{split}", _source(data, split)) for split in ("train", "val")]
     for key, value in settings:
         dotted(tree, key, value)
     for override in overrides:
         apply_override(tree, override)
-    return parse_config(tree, f"{path}: row {row.name} ({file.name})")
+    given = [key for key, _ in settings] + [override.partition("=")[0] for override in overrides]
+    return scale_schedules(parse_config(tree, f"{path}: row {row.name} ({file.name})"), given)[0]
 
 
 def paper_rows(path: str | Path) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from pipeline.lease import acquire
 from pipeline.report.table import TableForm, TableRow, row_values, write_table
 from pipeline.tracking.tracker import flatten
 from shards.errors import BadInput
-from shards.remote import is_url
+from shards.remote import absolute
 
 PAPER = Path(configs.__file__).parent / "tables" / "paper.json"
 
@@ -111,15 +111,19 @@ def _jobs(
     failed: dict[str, str],
 ) -> dict[str, RowJob]:
     """Return what can be run, by row; the data of each are shards now. Why others cannot goes to `failed`."""
+    from pipeline.network.pretrained import with_source
+
     jobs: dict[str, RowJob] = {}
     for row, config in plans:
         try:
             check_weights(config)
+            model = config.model
+            if model.weights is not None:
+                model, _ = with_source(model, model.weights)
             train, val = (_shards(root, config.data, getattr(config.data, s)) for s in ("train", "val"))
             on = val if sweep.evaluate_on is None else _shards(root, config.data, sweep.evaluate_on)
-            ready = config.model_copy(
-                update={"data": config.data.model_copy(update={"train": train, "val": val})}
-            )
+            data = config.data.model_copy(update={"train": train, "val": val})
+            ready = config.model_copy(update={"data": data, "model": model})
             job = RowJob(row.name, ready, row.network, root, on, *place)
             # Reads what identifies data and weights, so that what is wrong with them shows here.
             is_done(job)
@@ -132,7 +136,7 @@ def _jobs(
 def _shards(root: Path, data: Data, source: Source) -> str:
     """Return where the shards of a source are, after writing them unless they are there."""
     if not isinstance(source, CocoSource):
-        return source if is_url(source) else str(Path(source).resolve())
+        return absolute(source)
     from shards.write import write_shards
 
     options = data.model_dump(include={"on_bad", "repair", "max_pixels", "shard_size_mb"})
@@ -223,8 +227,7 @@ def _table_row(
     failed: dict[str, str],
 ) -> TableRow:
     job = jobs.get(row.name)
-    preset = sweep.chosen
-    group = (preset and preset.config) or row.config or sweep.config
+    group = sweep.preset or row.config
     folder = evaluated_dir(job) if job is not None and row.name not in failed else None
     settings = flatten(config.model_dump(mode="json")) | {"network": row.network}
     theirs = paper[row.paper] if row.paper else {}

@@ -15,12 +15,12 @@ TREE = {
     "title": "t",
     "columns": ["network"],
     "measures": ["AP_b"],
-    "config": "base.yaml",
+    "configs": {"base": {"file": "base.yaml", "set": {"test.topk": 50}}},
     "rows": [
-        {"name": "a", "cells": ["A"], "network": "baseline", "paper": "val-R-50-FPN-base"},
-        {"name": "b", "cells": ["B"], "set": {"refine.iou": 0.6, "seed": 3}},
+        {"name": "a", "cells": ["A"], "config": "base", "network": "baseline", "paper": "val-R-50-FPN-base"},
+        {"name": "b", "cells": ["B"], "config": "base", "set": {"refine.iou": 0.6, "seed": 3}},
     ],
-    "presets": {"mini": {"config": "small.yaml", "rows": ["b"], "set": {"seed": 7}}},
+    "presets": {"mini": {"file": "small.yaml", "rows": ["b"], "set": {"seed": 7, "test.nms": 0.4}}},
 }
 
 
@@ -48,14 +48,22 @@ def test_a_row_is_its_config_with_its_keys_and_the_command_line_has_the_last_wor
         ("a", 0, 0.5),
         ("b", 3, 0.6),
     ]
-    assert {config.train.refine.iters for config in found.values()} == {5}
+    assert {(config.train.refine.iters, config.test.topk) for config in found.values()} == {(5, 50)}
     assert configs_of(write(), ["seed=9"])["b"].seed == 9
+
+
+def test_a_recipe_is_scaled_to_the_batch_but_for_what_is_set(write, tmp_path):
+    recipe = "{batch: 16, reference_batch: 16, iters: 100, lr: 0.2, steps: [60], warmup: 10}"
+    (tmp_path / "base.yaml").write_text(f"data: {{train: t, val: v}}\ntrain: {{refine: {recipe}}}\n")
+    scaled = configs_of(write(), ["train.refine.batch=8", "train.refine.warmup=3"])["a"].train.refine
+    assert (scaled.iters, scaled.lr, scaled.steps, scaled.warmup) == (200, 0.1, (120,), 3)
 
 
 def test_a_preset_replaces_configs_and_data_keeps_the_rows_keys_and_chooses_rows(write):
     found = configs_of(write(), ["preset=mini"], data=Path("/d"))
     assert list(found) == ["b"]
-    assert (found["b"].seed, found["b"].refine.iou) == (7, 0.6)
+    mini = found["b"]
+    assert (mini.seed, mini.refine.iou, mini.test.nms, mini.test.topk) == (3, 0.6, 0.4, 100)
     assert found["b"].data.val.annotations == "/d/annotations/instances_val2017.json"
 
 
@@ -65,12 +73,12 @@ def test_a_preset_replaces_configs_and_data_keeps_the_rows_keys_and_chooses_rows
         ({"rows": []}, "rows need names"),
         ({"rows": [*TREE["rows"], TREE["rows"][0]]}, "each its own"),
         ({"columns": ["x", "y"]}, "'a' has 1 cells for 2 columns"),
-        ({"config": None}, "'a' has no config"),
+        ({"configs": {}}, "'a': there is no config 'base'"),
         ({"pictures": ["a", "z"]}, "no row 'z'"),
         ({"preset": "maxi"}, r"no preset 'maxi' here \(known: mini\)"),
         ({"titel": "t"}, "unknown key titel; did you mean title"),
         ({"measures": ["AP"]}, "measures.0"),
-        ({"rows": [{"name": "it's", "cells": ["A"]}]}, "rows.0.name"),
+        ({"rows": [{"name": "it's", "cells": ["A"], "config": "base"}]}, "rows.0.name"),
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_said_in_one_line(write, changes, said):
@@ -80,7 +88,7 @@ def test_what_is_wrong_with_a_sweep_is_said_in_one_line(write, changes, said):
 
 
 def test_a_wrong_key_of_a_row_names_row_and_file(write):
-    path = write(rows=[{"name": "a", "cells": ["A"], "set": {"refine.iuo": 1}}], presets={})
+    path = write(rows=[{"name": "a", "cells": ["A"], "config": "base", "set": {"refine.iuo": 1}}], presets={})
     with pytest.raises(ConfigError, match=r"row a \(base.yaml\): unknown key refine.iuo.*refine.iou"):
         configs_of(path)
 
@@ -100,7 +108,7 @@ def test_the_tables_have_the_papers_rows_and_switches(table, mark):
     """Each row of paper.json is in its table with the network and switches that it stands for."""
     path = TABLES / f"{table}.yaml"
     sweep, _ = load_sweep(path)
-    expected = {key for key, row in PAPER.items() if mark in row["table"].split(",") and "DCN" not in key}
+    expected = {key for key, row in PAPER.items() if mark in row["table"].split(",")}
     assert {row.paper for row in sweep.rows} == expected
     for row in sweep.rows:
         config, paper = row_config(sweep, path, row, [], None), PAPER[row.paper]

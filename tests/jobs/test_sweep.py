@@ -92,7 +92,9 @@ class Bench:
             (folder / f"{name}.json").write_text(json.dumps(tree))
 
     def sweep(self, rows=ROWS, name="table", *overrides, **changes):
-        tree = {"title": "t", "columns": ["network"], "measures": ["AP_b", "AP_m"], "config": "base.yaml"}
+        tree = {"title": "t", "columns": ["network"], "measures": ["AP_b", "AP_m"]}
+        tree["configs"] = {"base": {"file": "base.yaml"}}
+        rows = [{"config": "base", **row} for row in rows]
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**tree, "rows": rows, **changes}))
         self.did = []
