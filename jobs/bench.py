@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONS: dict[str, dict[str, Any]] = {
     "ops": {"device": "cpu", "repeats": 10, "threads": [1], "out": None},
     "data": {"workers": 2, "repeats": 5, "images": None, "coco": None, "only": None, "out": None},
+    "eval": {"images": 5000, "detections": 100, "repeats": 3, "out": None},
 }
 
 

@@ -7,6 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.options import (
+    RUN_DIR_HELP,
+    Address,
+    Checkpoint,
+    ConfigFile,
+    LauncherOption,
+    MinWorkers,
+    Out,
+    Parallel,
+    Redo,
+    RunDir,
+    Set,
+    SweepSet,
+    Workers,
+)
+
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -17,44 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
-
-RUN_DIR_HELP = "Run directory on a POSIX file system that every node sees."
-Stage = Literal["shard", "baseline", "refine", "control", "evaluate", "report"]
-Launcher = Literal["ray", "torchrun", "local"]
-
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML config, such as configs/demo.yaml.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
-]
-RunDir = Annotated[str, typer.Option(help=RUN_DIR_HELP)]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Ranks; local has one.", show_default="one per GPU of this machine, or 1 without"
-    ),
-]
-LauncherOption = Annotated[
-    Launcher, typer.Option(help="ray: Ray Train; torchrun: this machine; local: one process, no cluster.")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="A running Ray cluster: auto, or HEAD:6379.", show_default="a private one on this machine"
-    ),
-]
-MinWorkers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Go on with as few when nodes of the cluster are lost, and grow again when they are back.",
-        show_default="as many as --workers: wait for lost ones",
-    ),
-]
-Redo = Annotated[
-    Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
-]
-Out = Annotated[Path, typer.Option(help="Folder to write to; made if absent.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A weights.safetensors of a run.")]
 
 
 @app.command()
@@ -158,6 +136,26 @@ def submit(
     from jobs.verbs import submit_config
 
     raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo, min_workers))
+
+
+@app.command()
+def sweep(
+    table: Annotated[str, typer.Argument(metavar="SWEEP", help="YAML, such as configs/tables/table3.yaml.")],
+    set_: SweepSet = None,
+    run_dir: Annotated[
+        str, typer.Option(help=f"{RUN_DIR_HELP} Tables in the same one share what they have in common.")
+    ] = "runs/tables",
+    workers: Workers = None,
+    launcher: LauncherOption = "ray",
+    address: Address = None,
+    parallel: Parallel = None,
+) -> None:
+    """Do a table's rows that are not done, and compare them with the paper and each other."""
+    from jobs.sweep import run_sweep
+    from jobs.verbs import default_workers
+
+    ranks = default_workers(workers, launcher, 1)
+    raise typer.Exit(run_sweep(table, set_ or [], run_dir, ranks, launcher, address, parallel))
 
 
 @app.command()
@@ -269,11 +267,12 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["ops", "data"],
-        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading."),
+        Literal["ops", "data", "eval"],
+        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading; eval: scoring."),
     ],
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5")
+        int | None,
+        typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5, eval 3"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="none")] = None,
     device: Annotated[
@@ -286,7 +285,11 @@ def bench(
         int | None, typer.Option(min=1, help="data: processes that shard, and that load.", show_default="2")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="data: synthetic images.", show_default="1000")
+        int | None,
+        typer.Option(min=1, help="data, eval: made images.", show_default="data 1000, eval 5000"),
+    ] = None,
+    detections: Annotated[
+        int | None, typer.Option(min=1, help="eval: made results an image.", show_default="100")
     ] = None,
     coco: Annotated[
         Path | None,
@@ -301,7 +304,7 @@ def bench(
     from jobs.bench import run_benchmark
 
     asked = {"repeats": repeats, "out": out, "device": device, "threads": threads}
-    asked |= {"workers": workers, "images": images, "coco": coco, "only": only}
+    asked |= {"workers": workers, "images": images, "coco": coco, "only": only, "detections": detections}
     raise typer.Exit(run_benchmark(what, asked))
 
 

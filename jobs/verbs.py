@@ -9,7 +9,7 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import absolute, shown
+from shards.remote import shown
 
 
 def shard_source(
@@ -103,23 +103,14 @@ def evaluate_checkpoint(
 
     test = test_settings(overrides or [], checkpoint)
     ShardDataset(shards, verify=False)
-    from jobs.launch import launch
-    from jobs.worker import detect_parts
-    from pipeline.evaluate import score
+    from jobs.evaluation import detect_and_score
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=out.resolve()) as scratch:
-        parts = Path(scratch, "parts")
-        parts.mkdir()
-        payload = {
-            "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts)}],
-            "shards": absolute(shards),
-            "test": test.model_dump(mode="json"),
-            "cache": {},
-        }
         workers = default_workers(workers, launcher, 1)
-        launch(detect_parts, payload, Path(scratch, "jobs"), workers, launcher, address)
-        metrics = score(shards, parts, out)
+        metrics = detect_and_score(
+            checkpoint, shards, out, test, Path(scratch, "work"), workers, launcher, address
+        )
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))

@@ -89,6 +89,10 @@ class Tracker:
         """Note parameters; nested dicts become dotted keys. One that MLflow has already stays as it is."""
         self._append("params", stage=stage, params={k: redact(str(v)) for k, v in flatten(params).items()})
 
+    def log_tags(self, stage: str, tags: dict[str, Any]) -> None:
+        """Note tags, by which `mlflow.search_runs` finds runs; a new value replaces the old."""
+        self._append("tags", stage=stage, tags={key: redact(str(value)) for key, value in tags.items()})
+
     def log_metrics(self, stage: str, metrics: dict[str, Any], step: int = 0) -> None:
         """Note single numbers, such as AP; nested dicts become dotted keys, undefined ones are left out.
 
