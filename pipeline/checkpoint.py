@@ -110,7 +110,7 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0) -> None:
 def defects(path: Path) -> str:
     """Return what is wrong with a checkpoint, or an empty string when every file verifies."""
     try:
-        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = _read_manifest(path)["files"]
         missing = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(files)
         if missing:
             return f"manifest.json does not list {', '.join(sorted(missing))}"
@@ -129,6 +129,13 @@ def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, s
     for path in folder.iterdir():
         flush_path(path)
     flush_path(folder)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    text = (path / "manifest.json").read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError("its end is missing")
+    return json.loads(text)
 
 
 def _os_error(error: SafetensorError, path: Path) -> OSError:

@@ -1,4 +1,4 @@
-"""A disk that is full for real: the run stops loudly, keeps its checkpoints, and goes on when there is room."""
+"""A disk that is full for real: the run stops loudly, keeps its checkpoints, and goes on with more room."""
 
 import subprocess
 from collections.abc import Callable, Iterator

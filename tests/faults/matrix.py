@@ -34,9 +34,8 @@ def kill_matrix(folder: Path, say: Say, points: int, seed: int, launchers: list[
         faults += [f"run {number}: {name}" for name in wrong]
         verdict = f"DIFFERS: {', '.join(wrong)}" if wrong else "all the same"
         hits = f"{len(outcome.hits)} of {len(kills)} struck"
-        say(
-            f"  {hits}, {outcome.starts} starts, {time.monotonic() - began:.0f} s, {outcome.left} left: {verdict}"
-        )
+        took = time.monotonic() - began
+        say(f"  {hits}, {outcome.starts} starts, {took:.0f} s, {outcome.left} left: {verdict}")
         if struck.total() >= points:
             break
     say(table(struck))

@@ -351,3 +351,23 @@ def test_what_cannot_train_is_refused_before_anything_runs(bench, changes, said)
 def test_one_process_has_one_worker(bench):
     with pytest.raises(BadInput, match="--launcher local has one"):
         run_pipeline(parse_config(bench.tree), bench.run_dir, workers=2, launcher="local")
+
+
+def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(bench, monkeypatch):
+    bench.run()
+    noted = []
+
+    class Forgetful(SilentTracker):
+        def has_lost_events(self):
+            return True
+
+        def stage_started(self, stage, attempt, inputs):
+            noted.append((stage, inputs == Ledger.load(bench.run_dir).tree["stages"][stage]["input_hash"]))
+
+    @contextmanager
+    def tracking(*_):
+        yield Forgetful()
+
+    monkeypatch.setattr(jobs.stages, "tracking", tracking)
+    assert bench.run() == []
+    assert noted == [(stage, True) for stage in ALL]
