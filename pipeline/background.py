@@ -53,9 +53,9 @@ class CheckpointWriter:
             pending.result()
 
     def _write(self, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
-        save_checkpoint(self._directory, step, weights, momentum, state, self._may_commit)
+        written = save_checkpoint(self._directory, step, weights, momentum, state, self._may_commit)
         self._may_commit()
-        prune_checkpoints(self._directory, self._keep, self._every)
+        prune_checkpoints(self._directory, self._keep, self._every, written)
 
 
 def _copy(tensors: Tensors) -> Tensors:

@@ -21,7 +21,7 @@ TARGETS = ("worker", "driver", "raylet", "host")
 PHASES = ("shard", "step", "checkpoint", "switch", "evaluate")
 # How long after its sign a kill comes, at most: about as long as the thing takes.
 SPREAD_S = {"shard": 3.0, "step": 0.5, "checkpoint": 0.02, "switch": 6.0, "evaluate": 2.0}
-LOOK_S, HANG_S = 0.0005, 600.0
+LOOK_S, HANG_S = 0.001, 900.0
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,18 @@ def suffer(runs: Runs, run: Path, launcher: str, kills: list[Kill], tell: Callab
                 starts += again
                 if _over(process, began):
                     break
-                time.sleep(LOOK_S)
+                time.sleep(LOOK_S if kill.phase == "checkpoint" else 20 * LOOK_S)
             else:
                 time.sleep(kill.delay_s)
                 struck = strike(process, kill, run)
                 hits += [kill] if struck else []
                 tell(f"  {kill}: {struck or 'nothing there to kill'}")
                 began = time.monotonic()
-        while process.poll() != 0 and not _over(process, began):
+        while True:
             process, again = _alive(runs, run, launcher, process, hits)
             starts += again
+            if _over(process, began):
+                break
             time.sleep(0.1)
         code = process.poll()
     finally:
