@@ -13,7 +13,9 @@ from pathlib import Path
 from tests.faults.disk import fill_disk
 from tests.faults.elastic import change_workers
 from tests.faults.matrix import kill_matrix
+from tests.faults.outages import lose_tracker
 from tests.faults.preempt import ask_to_stop
+from tests.faults.torn import tear
 
 Say = Callable[[str], None]
 
@@ -27,6 +29,8 @@ def main() -> int:
         "elastic": lambda place: change_workers(place, say, [[2, 1, 2], [1, 4, 2]]),
         "preempt": lambda place: ask_to_stop(place, say, arguments.launchers),
         "disk": lambda place: fill_disk(place, say),
+        "torn": lambda place: tear(place, say),
+        "tracker": lambda place: lose_tracker(place, say),
     }
     faults: list[str] = []
     try:
@@ -44,7 +48,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.split("\n")[0])
-    parser.add_argument("trials", nargs="*", help="some of kills, elastic, preempt, disk; all if none")
+    parser.add_argument("trials", nargs="*", help="some of those above; all if none")
     parser.add_argument("--points", type=int, default=50, help="kill points that must have struck")
     parser.add_argument("--seed", type=int, default=0, help="of the kill points")
     parser.add_argument("--launchers", nargs="+", default=["ray", "torchrun"], help="taken in turn")
