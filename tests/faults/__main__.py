@@ -1,6 +1,6 @@
 """`make faults`: the promises of docs/reliability.md, tried; exit 1 if one was broken.
 
-python -m tests.faults [kills elastic preempt disk torn tracker] [--points 50] [--seed 0] [--keep DIR]
+python -m tests.faults [kills elastic preempt drain disk torn tracker] [--points 50] [--seed 0] [--keep DIR]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from tests.faults.disk import fill_disk
 from tests.faults.elastic import change_workers
 from tests.faults.matrix import kill_matrix
 from tests.faults.outages import lose_tracker
-from tests.faults.preempt import ask_to_stop
+from tests.faults.preempt import ask_to_stop, drain_node
 from tests.faults.torn import tear
 
 Say = Callable[[str], None]
@@ -28,6 +28,7 @@ def main() -> int:
         "kills": lambda place: kill_matrix(place, say, arguments.points, arguments.seed, arguments.launchers),
         "elastic": lambda place: change_workers(place, say, [[2, 1, 2], [1, 4, 2]]),
         "preempt": lambda place: ask_to_stop(place, say, arguments.launchers),
+        "drain": lambda place: drain_node(place, say),
         "disk": lambda place: fill_disk(place, say),
         "torn": lambda place: tear(place, say),
         "tracker": lambda place: lose_tracker(place, say),

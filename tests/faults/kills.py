@@ -154,10 +154,10 @@ def strike(process: Popen, kill: Kill, run: Path) -> str:
     """Kill by SIGKILL; return which processes, or an empty string if there was none of that kind."""
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        victims = _victims(process, kill)
-        if victims:
-            names = [_name(victim) for victim in victims]
-            for victim in victims:
+        found = victims(process, kill)
+        if found:
+            names = [_name(victim) for victim in found]
+            for victim in found:
                 _kill(victim)
             if kill.target in ("driver", "host"):
                 process.wait()
@@ -167,7 +167,8 @@ def strike(process: Popen, kill: Kill, run: Path) -> str:
     return ""
 
 
-def _victims(process: Popen, kill: Kill) -> list[psutil.Process]:
+def victims(process: Popen, kill: Kill) -> list[psutil.Process]:
+    """Return the processes that a kill is meant for, of the family of a driver."""
     try:
         driver = psutil.Process(process.pid)
         family = driver.children(recursive=True)

@@ -1,6 +1,8 @@
-"""An MLflow server that is dead at the start, in the middle or at the end: nothing is lost, nothing doubled."""
+"""An MLflow server that is dead at the start, in the middle, at the end: nothing is lost or doubled."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +35,7 @@ def lose_tracker(folder: Path, say: Callable[[str], None]) -> list[str]:
             with server(run, port) as mlflow:
                 process = pipeline.start(run, "torchrun", *to_server)
                 wait_for(process, lambda run=run, moment=moment: moment(run))
-                mlflow.kill()
+                os.killpg(mlflow.pid, signal.SIGKILL)
                 code = process.wait(timeout=1800)
             faults += [f"server dead at the {name}: exit {code}"] if code else []
         before = untold(run)
@@ -66,7 +68,8 @@ def server(run: Path, port: int) -> Iterator[subprocess.Popen]:
         yield process
     finally:
         # uvicorn's own processes live in its session.
-        os.killpg(process.pid, 9)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
