@@ -7,6 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.scaling import scale_schedules
 from configs.schema import Config
 
 
@@ -14,12 +15,17 @@ class ConfigError(ValueError):
     """A config that cannot be used: one line naming file, key and remedy."""
 
 
-def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: tuple[str, ...] | list[str] = (), notes: list[str] | None = None
+) -> Config:
     """Return the validated config of a YAML file with `key=value` overrides applied.
+
+    A schedule with a `reference_batch` is scaled to its batch; what an override sets stays as set.
 
     Args:
         path: a YAML file; an absent or unreadable one is refused by name.
         overrides: dotted keys, for example `train.refine.lr=0.01`; values are YAML.
+        notes: gets a line on each schedule that was written for a batch.
 
     Raises:
         ConfigError: file missing, no mapping, unknown key (the nearest one is named), bad value.
@@ -27,7 +33,11 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     tree = _read(Path(path))
     for override in overrides:
         apply_override(tree, override)
-    return parse_config(tree, str(path))
+    given = [override.partition("=")[0] for override in overrides]
+    config, lines = scale_schedules(parse_config(tree, str(path)), given)
+    if notes is not None:
+        notes += lines
+    return config
 
 
 def parse_config(tree: dict[str, Any], name: str = "config") -> Config:

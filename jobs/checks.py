@@ -62,28 +62,52 @@ def _check_from_scratch(config: Config) -> None:
         )
 
 
-def check_workers(config: Config, workers: int, launcher: str) -> None:
-    """Raise BadInput if the workers cannot share every stage's batch evenly; names the numbers that can."""
+def check_workers(config: Config, workers: int, launcher: str, least: int | None = None) -> tuple[int, ...]:
+    """Return the legal numbers of workers from `least` (None: from `workers`) to `workers`.
+
+    Legal is what shares the batches of all stages evenly.
+
+    Raises:
+        BadInput: `workers` or `least` is not legal; names the numbers that are.
+    """
     if launcher == "local" and workers != 1:
         raise BadInput(f"--workers {workers}: --launcher local has one; use torchrun or ray for more")
+    legal = legal_workers(config)
+    shown = ", ".join(map(str, legal))
+    for option, number in (("--workers", workers), ("--min-workers", least)):
+        if number is not None and number not in legal:
+            raise BadInput(
+                f"{option} {number}: {_indivisible(config, number)}; use {shown} workers, or change the batch"
+            )
+    if least is not None and least > workers:
+        raise BadInput(f"--min-workers {least}: is more than --workers {workers}; give at most that")
+    return tuple(size for size in legal if (least or workers) <= size <= workers)
+
+
+def legal_workers(config: Config) -> list[int]:
+    """Return the numbers of workers that share the batches of all stages evenly, rising."""
     from shards.batches import legal_world_sizes
 
-    schedules = {"train.baseline": config.train.baseline, "train.refine": config.train.refine}
-    legal = {name: legal_world_sizes(item.batch, item.accumulate) for name, item in schedules.items()}
-    for name, sizes in legal.items():
-        if workers not in sizes:
-            every = sorted(set.intersection(*map(set, legal.values())))
-            raise BadInput(
-                f"--workers {workers}: does not divide {name}.batch / accumulate = {sizes[-1]}; "
-                f"use {', '.join(map(str, every))} workers, or change the batch"
-            )
+    schedules = config.train.baseline, config.train.refine
+    return sorted(
+        set.intersection(*(set(legal_world_sizes(item.batch, item.accumulate)) for item in schedules))
+    )
+
+
+def _indivisible(config: Config, workers: int) -> str:
+    for name in ("baseline", "refine"):
+        schedule = getattr(config.train, name)
+        share = schedule.batch // schedule.accumulate
+        if share % workers:
+            return f"does not divide train.{name}.batch / accumulate = {share}"
+    raise ValueError(f"{workers} divides every batch")
 
 
 def check_sources(config: Config) -> None:
-    """Raise BadInput if shards are at a URL with a password."""
+    """Raise BadInput if data are at a URL with a password."""
     for source in (config.data.train, config.data.val):
-        if isinstance(source, str):
-            check_url(source)
+        for place in (source,) if isinstance(source, str) else (source.images, source.annotations):
+            check_url(place)
 
 
 def check_splits(train: str | Path, val: str | Path, cache: Cache) -> None:

@@ -42,6 +42,14 @@ Address = Annotated[
         help="A running Ray cluster: auto, or HEAD:6379.", show_default="a private one on this machine"
     ),
 ]
+MinWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Go on with as few when nodes of the cluster are lost, and grow again when they are back.",
+        show_default="as many as --workers: wait for lost ones",
+    ),
+]
 Redo = Annotated[
     Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
 ]
@@ -105,12 +113,13 @@ def shard(
 
 @app.command()
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="A directory of shards.")],
+    directory: Annotated[str, typer.Argument(help="A directory of shards, or a URL of one.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the two pictures.", show_default="the directory")
+        Path | None,
+        typer.Option(help="Folder of the two pictures; a URL needs one.", show_default="the directory"),
     ] = None,
 ) -> None:
-    """Verify every checksum of a directory of shards; statistics (also as a picture), a contact sheet."""
+    """Verify every checksum of shards, decode every image; statistics (with a picture), a contact sheet."""
     from jobs.verbs import inspect_directory
 
     inspect_directory(directory, out)
@@ -127,11 +136,12 @@ def run(
     launcher: LauncherOption = "ray",
     address: Address = None,
     redo: Redo = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Run the stages that are not done; the same command again resumes."""
     from jobs.verbs import run_config
 
-    run_config(config, set_, run_dir, workers, launcher, address, redo)
+    run_config(config, set_, run_dir, workers, launcher, address, redo, min_workers)
 
 
 @app.command()
@@ -142,11 +152,12 @@ def submit(
     set_: Set = None,
     workers: Annotated[int, typer.Option(min=1, help="Ranks on the cluster.")] = 1,
     redo: Redo = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Run as a job of a Ray cluster, follow its log, and end with its exit code."""
     from jobs.verbs import submit_config
 
-    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo))
+    raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo, min_workers))
 
 
 @app.command()
@@ -186,8 +197,59 @@ def predict(
     from jobs.verbs import test_settings
     from pipeline.predict import predict as detect
 
-    results = detect(checkpoint, images, out, score=score, test=test_settings(set_ or []))
+    test = test_settings(set_ or [], checkpoint)
+    results = detect(checkpoint, images, out, score=score, test=test)
     print(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
+
+
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A Mask R-CNN checkpoint: .pth or .pkl.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; a report is put beside it.")],
+    categories: Annotated[
+        Path | None,
+        typer.Option(
+            help="COCO annotation file of your own data: new class layers for its categories.",
+            show_default="the file's own classes",
+        ),
+    ] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="New class layers for so many categories, without background.",
+            show_default="the file's own classes",
+        ),
+    ] = None,
+    keep_classes: Annotated[
+        bool,
+        typer.Option("--keep-classes", help="Keep the file's class layers: they are of --categories."),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="model.KEY of a checkpoint with a changed setup; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Convert a torchvision, detectron2 or maskrcnn-benchmark Mask R-CNN into a weights file."""
+    from jobs.weights import import_file
+
+    import_file(file, out, categories, num_classes, keep_classes, set_ or [])
+
+
+@app.command("export-weights")
+def export_weights(
+    checkpoint: Checkpoint,
+    to: Annotated[Literal["torchvision", "detectron2"], typer.Option(help="Whose names to write.")],
+    out: Annotated[Path, typer.Option(help="A .pth file, or for detectron2 also .pkl.")],
+) -> None:
+    """Write a weights file's Mask R-CNN for torchvision or detectron2."""
+    from jobs.weights import export_file
+
+    export_file(checkpoint, to, out)
 
 
 @app.command()
@@ -273,11 +335,12 @@ def demo(
         int | None, typer.Option(min=1, help="Ranks.", show_default="one per GPU, at most 2; 2 without")
     ] = None,
     launcher: LauncherOption = "ray",
+    address: Address = None,
 ) -> None:
     """Run everything on synthetic data: what `make demo` runs."""
     from jobs.demo import run_demo
 
-    run_demo(run_dir, seed, set_, workers, launcher)
+    run_demo(run_dir, seed, set_, workers, launcher, address)
 
 
 def main(arguments: list[str] | None = None) -> None:

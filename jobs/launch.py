@@ -1,5 +1,6 @@
 """Runs a task on every rank: under Ray Train, under torchrun, or in this process."""
 
+import atexit
 import json
 import os
 import shutil
@@ -27,6 +28,8 @@ def launch(
     workers: int = 1,
     launcher: str = "ray",
     address: str | None = None,
+    sizes: tuple[int, ...] = (),
+    checkpoints: Path | None = None,
 ) -> None:
     """Return when every rank has done `task(payload)`; a killed worker is started again.
 
@@ -37,6 +40,10 @@ def launch(
         workers: number of ranks.
         launcher: "ray", "torchrun" (this machine), or "local" (this process; one worker).
         address: of a running Ray cluster; None starts a private one on this machine.
+        sizes: numbers of workers that a cluster may go on with when it has lost nodes; without any,
+            it waits for as many as `workers` again.
+        checkpoints: the directory of the task's checkpoints; right after a new one, a group that had
+            become smaller may grow again.
 
     Raises:
         BadInput: what a worker found wrong with the user's data or config.
@@ -54,9 +61,11 @@ def launch(
             elif launcher == "torchrun":
                 failure = _torchrun(task, payload, scratch, workers)
             else:
+                from jobs.elastic import Plan
                 from jobs.ray_launch import run_on_ray
 
-                failure = run_on_ray(task, payload, scratch, workers, address)
+                plan = Plan(sizes or (workers,), checkpoints, scratch / "progress.log")
+                failure = run_on_ray(task, payload, scratch, plan, address)
     finally:
         _raise_verdict(scratch)
     if failure:
@@ -69,12 +78,15 @@ def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> 
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     # Whatever a surrounding scheduler says of ranks, this is the only one.
     os.environ.update({**alone, "MASTER_PORT": _free_port(), **worker_environment(1)})
-    try:
-        work(task, payload, str(scratch))
-    finally:
-        # Its threads would outlive the interpreter, which then ends with SIGABRT.
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    # Not before: DeepSpeed keeps its groups from one stage to the next.
+    atexit.register(_end_group)
+    work(task, payload, str(scratch))
+
+
+def _end_group() -> None:
+    # Its threads would outlive the interpreter, which then ends with SIGABRT.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> str | None:

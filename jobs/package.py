@@ -4,6 +4,8 @@ import hashlib
 import io
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,13 +14,22 @@ FOLDERS = ("configs", "jobs", "ops", "pipeline", "shards")
 SUFFIXES = {".py", ".so", ".yaml", ".json", ".cpp", ".cu", ".cuh", ".h"}
 
 
-def write_package(extra: dict[str, str] | None = None) -> Path:
-    """Return the path of a zip of the code, named by its content; `extra` adds text files by name.
+@contextmanager
+def packaged(extra: dict[str, str] | None = None) -> Iterator[Path]:
+    """Yield the path of a zip of the code, named by its content, which is there as long as the body runs.
 
-    Data, runs and virtual environments stay behind.
+    Data, runs and virtual environments stay behind. `extra` adds text files by name.
     """
+    content = _zip(extra or {})
+    with tempfile.TemporaryDirectory(prefix="mrrcnn-package-") as folder:
+        path = Path(folder, f"mrrcnn-{hashlib.sha256(content).hexdigest()[:16]}.zip")
+        path.write_bytes(content)
+        yield path
+
+
+def _zip(extra: dict[str, str]) -> bytes:
     files = {str(path.relative_to(ROOT)): path.read_bytes() for path in _sources()}
-    files.update({name: text.encode() for name, text in (extra or {}).items()})
+    files.update({name: text.encode() for name, text in extra.items()})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
@@ -27,11 +38,7 @@ def write_package(extra: dict[str, str] | None = None) -> Path:
             member.compress_type = zipfile.ZIP_DEFLATED
             member.external_attr = 0o644 << 16
             archive.writestr(member, files[name])
-    content = buffer.getvalue()
-    folder = Path(tempfile.mkdtemp(prefix="mrrcnn-package-"))
-    path = folder / f"mrrcnn-{hashlib.sha256(content).hexdigest()[:16]}.zip"
-    path.write_bytes(content)
-    return path
+    return buffer.getvalue()
 
 
 def _sources() -> list[Path]:

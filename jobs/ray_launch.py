@@ -6,13 +6,16 @@ import secrets
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jobs.elastic import GROW_CHECK_S, Plan, elastic_trainer
 from jobs.environment import RESTARTS, worker_environment
 from jobs.preemption import passing_on
-from jobs.worker import TIMEOUT_S, Task, work
+from jobs.worker import Task, work
+from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
 
 REACH_S = 10
@@ -27,9 +30,10 @@ SETTINGS = {
 
 
 def run_on_ray(
-    task: Task, payload: dict[str, Any], scratch: Path, workers: int, address: str | None
+    task: Task, payload: dict[str, Any], scratch: Path, plan: Plan, address: str | None
 ) -> str | None:
     """Return None when every rank is done, or one line on what failed after all restarts."""
+    workers = plan.sizes[-1]
     connect(address, workers)
     import ray
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -38,7 +42,7 @@ def run_on_ray(
         try:
             # Ray has set a handler of its own while it connected.
             with passing_on(payload.get("stop_file")):
-                _fit(lambda: work(task, payload, str(scratch)), scratch, trial, workers)
+                _fit(lambda: work(task, payload, str(scratch)), scratch, trial, plan, address)
             return None
         except ControllerError as error:
             # Ray gives up on a worker that dies while its group still starts, and keeps its place taken.
@@ -52,15 +56,22 @@ def run_on_ray(
     return f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}"
 
 
-def _fit(body: Callable[[], None], scratch: Path, trial: int, workers: int) -> None:
+def _fit(body: Callable[[], None], scratch: Path, trial: int, plan: Plan, address: str | None) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    use_gpu = _has_gpus(ray.cluster_resources(), workers)
-    TorchTrainer(
-        body,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+    workers = plan.sizes[-1]
+    # A private cluster has room for all; another's nodes come and go.
+    wanted = workers if address is None else (plan.sizes[0], workers)
+    elastic_trainer(
+        plan,
+        train_loop_per_worker=body,
+        scaling_config=ScalingConfig(
+            num_workers=wanted,
+            use_gpu=_has_gpus(ray.cluster_resources(), plan.sizes[0]),
+            elastic_resize_monitor_interval_s=GROW_CHECK_S,
+        ),
         # A new name every time, so that Ray never resumes an older run from its own snapshot.
         run_config=RunConfig(
             name=f"{scratch.name}-{trial}",
@@ -97,7 +108,8 @@ def connect(address: str | None, workers: int) -> None:
         return
     _check_reachable(address)
     try:
-        ray.init(address=address, runtime_env=_code_for_cluster(), **quiet)
+        with _code_for_cluster() as environment:
+            ray.init(address=address, runtime_env=environment, **quiet)
     except (ConnectionError, ValueError) as error:
         line = " ".join(str(error).split())
         raise BadInput(
@@ -116,13 +128,16 @@ def _check_reachable(address: str) -> None:
         raise BadInput(f"--address {address}: nobody answers there ({error}); see `ray start`") from None
 
 
-def _code_for_cluster() -> dict[str, Any] | None:
+@contextmanager
+def _code_for_cluster() -> Iterator[dict[str, Any] | None]:
     # A job that was submitted brings its code along already.
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return None
-    from jobs.package import write_package
+        yield None
+        return
+    from jobs.package import packaged
 
-    return {"working_dir": str(write_package())}
+    with packaged() as package:
+        yield {"working_dir": str(package)}
 
 
 def _has_gpus(resources: dict[str, float], workers: int) -> bool:

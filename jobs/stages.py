@@ -14,6 +14,7 @@ from jobs.checks import (
     check_unowned,
     check_weights,
     check_workers,
+    legal_workers,
     local_path,
 )
 from jobs.console import say
@@ -42,6 +43,7 @@ class Run:
     workers: int
     launcher: str
     address: str | None
+    sizes: tuple[int, ...]
     ledger: Ledger
     tracker: Any
 
@@ -53,8 +55,12 @@ def run_pipeline(
     launcher: str = "ray",
     address: str | None = None,
     redo: str | None = None,
+    min_workers: int | None = None,
 ) -> None:
     """Do every stage that is not done; the same call again goes on where the last one ended.
+
+    With `min_workers`, a cluster that has lost nodes goes on with as many workers as it has room for, if
+    these are legal and not fewer, and takes on more when it can; without, it waits for all of them.
 
     Raises:
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
@@ -63,7 +69,9 @@ def run_pipeline(
         JobFailed: the workers failed.
     """
     path = local_path(run_dir)
-    check_workers(config, workers, launcher)
+    sizes = check_workers(config, workers, launcher, min_workers)
+    legal = ", ".join(map(str, legal_workers(config)))
+    say(f"workers: {workers}" + (f", at least {min_workers}" if min_workers else "") + f" (legal: {legal})")
     check_weights(config)
     check_sources(config)
     with acquire(path) as lease:
@@ -78,7 +86,7 @@ def run_pipeline(
             discard(path, stage)
         write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
         with tracking(config, path, ledger, lease.attempt) as tracker:
-            run = Run(config, path, lease.attempt, workers, launcher, address, ledger, tracker)
+            run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker)
             for stage, work in STAGES.items():
                 _do_once(run, stage, work)
         shutil.rmtree(path / ".jobs", ignore_errors=True)
@@ -211,7 +219,7 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "attempt": run.attempt,
         "stop_file": str(run.path / ".jobs" / f"{stage}-{run.attempt}.stop"),
     }
-    _launch(run, stage, train_stage, payload)
+    _launch(run, stage, train_stage, payload, run.path / stage / "checkpoints")
 
 
 def _cache_dir(config: Config) -> str | None:
@@ -219,6 +227,8 @@ def _cache_dir(config: Config) -> str | None:
     return None if config.data.cache_dir is None else cache_of(config).folder
 
 
-def _launch(run: Run, stage: str, task: Any, payload: dict[str, Any]) -> None:
+def _launch(
+    run: Run, stage: str, task: Any, payload: dict[str, Any], checkpoints: Path | None = None
+) -> None:
     scratch = run.path / ".jobs" / f"{stage}-{run.attempt}"
-    launch(task, payload, scratch, run.workers, run.launcher, run.address)
+    launch(task, payload, scratch, run.workers, run.launcher, run.address, run.sizes, checkpoints)

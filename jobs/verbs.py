@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError, apply_override, load_config, parse_config
-from configs.schema import Test
+from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import absolute
+from shards.remote import absolute, shown
 
 
 def shard_source(
@@ -35,28 +35,57 @@ def run_config(
     launcher: str,
     address: str | None,
     redo: str | None,
+    min_workers: int | None,
 ) -> None:
     """Run a config's stages and show what came out."""
-    settings = load_config(config, overrides or ())
+    if min_workers is not None and (launcher != "ray" or address is None):
+        raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
+    settings = _told(config, overrides)
     run_dir = run_dir or f"runs/{Path(config).stem}"
+    if settings.model.weights is not None:
+        settings = _as_its_weights(settings)
     from jobs.stages import run_pipeline
     from jobs.summary import show_summary
 
-    run_pipeline(settings, run_dir, default_workers(workers, launcher, 1), launcher, address, redo)
+    workers = default_workers(workers, launcher, 1)
+    run_pipeline(settings, run_dir, workers, launcher, address, redo, min_workers)
     show_summary(Path(run_dir).resolve())
 
 
 def submit_config(
-    config: str, overrides: list[str] | None, run_dir: str, workers: int, address: str, redo: str | None
+    config: str,
+    overrides: list[str] | None,
+    run_dir: str,
+    workers: int,
+    address: str,
+    redo: str | None,
+    min_workers: int | None,
 ) -> int:
     """Return the exit code of the same run as a job of a Ray cluster."""
-    settings = load_config(config, overrides or ())
+    settings = _told(config, overrides)
     from jobs.checks import check_workers, local_path
     from jobs.submit import submit
 
     local_path(run_dir)
-    check_workers(settings, workers, "ray")
-    return submit(settings, run_dir, workers, address, redo)
+    check_workers(settings, workers, "ray", min_workers)
+    return submit(settings, run_dir, workers, address, redo, min_workers)
+
+
+def _told(config: str, overrides: list[str] | None) -> Config:
+    notes: list[str] = []
+    settings = load_config(config, overrides or (), notes)
+    for note in notes:
+        say(note)
+    return settings
+
+
+def _as_its_weights(settings: Config) -> Config:
+    from pipeline.network.pretrained import with_source
+
+    model, changed = with_source(settings.model, settings.model.weights)
+    if changed:
+        say(f"{settings.model.weights}: imported; the model takes its {', '.join(changed)}")
+    return settings.model_copy(update={"model": model})
 
 
 def evaluate_checkpoint(
@@ -70,12 +99,10 @@ def evaluate_checkpoint(
 ) -> None:
     """Detect with a weights file on shards, score, and show the AP."""
     from jobs.summary import show_metrics
-    from pipeline.network.weights import load_weights
     from shards.read import ShardDataset
 
-    load_weights(checkpoint)
+    test = test_settings(overrides or [], checkpoint)
     ShardDataset(shards, verify=False)
-    test = test_settings(overrides or [])
     from jobs.launch import launch
     from jobs.worker import detect_parts
     from pipeline.evaluate import score
@@ -98,10 +125,15 @@ def evaluate_checkpoint(
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
 
 
-def test_settings(overrides: list[str]) -> Test:
-    """Return the default inference settings with `test.KEY=VALUE` overrides applied."""
+def test_settings(overrides: list[str], checkpoint: Path | None = None) -> Test:
+    """Return inference settings, a weights file's own or the default, with `test.KEY=VALUE` applied."""
+    from pipeline.model import own_settings
+    from pipeline.network.weights import load_weights
+
+    # Whole, so that a damaged file is refused before anything runs.
+    own = own_settings({} if checkpoint is None else load_weights(checkpoint)[1])
     # Through the whole schema, for its explanations of what is wrong.
-    tree = {"data": {"train": "-", "val": "-"}}
+    tree = {"data": {"train": "-", "val": "-"}, "test": own.model_dump()}
     for override in overrides:
         if not override.startswith("test.") or "=" not in override:
             raise ConfigError(f"--set {override}: only test.KEY=VALUE can change for finished weights")
@@ -109,15 +141,17 @@ def test_settings(overrides: list[str]) -> Test:
     return parse_config(tree, "--set").test
 
 
-def inspect_directory(directory: Path, out: Path | None) -> None:
-    """Verify a directory of shards, show its statistics, draw them and a contact sheet."""
+def inspect_directory(directory: str, out: Path | None) -> None:
+    """Verify a directory or URL of shards, show its statistics, draw them and a contact sheet."""
     from jobs.summary import show_statistics
     from shards.inspect import inspect_shards
 
     found = inspect_shards(directory, out and out / "contact_sheet.png")
     show_statistics(found)
     if found["damaged"]:
-        raise BadInput(f"{directory}: {len(found['damaged'])} damaged, as listed; write these shards again")
+        raise BadInput(
+            f"{shown(directory)}: {len(found['damaged'])} damaged, as listed; write these shards again"
+        )
 
 
 def report_runs(run_dirs: list[Path], out: Path | None) -> None:

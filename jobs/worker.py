@@ -19,10 +19,9 @@ import torch.distributed as dist
 from configs.load import parse_config
 from configs.schema import Test
 from jobs.verdict import VERDICT, Judging
+from pipeline.engine import TIMEOUT_S
 from shards.cache import cache_at
 
-# A collective that waits longer has lost a peer; the default of half an hour hides that.
-TIMEOUT_S = 600
 OUR_LOGGERS = ("pipeline", "shards", "ops", "jobs")
 
 Task = Callable[[dict[str, Any]], None]
@@ -50,8 +49,16 @@ def detect_parts(payload: dict[str, Any]) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     for job in payload["jobs"]:
         log.info("detecting with %s", job["weights"])
+        _drop_other_worlds(Path(job["parts"]), world)
         test, cache = Test(**payload["test"]), cache_at(**payload["cache"])
         detect(job["weights"], payload["shards"], job["parts"], test, rank, world, cache=cache)
+
+
+def _drop_other_worlds(parts: Path, world: int) -> None:
+    # A group that a lost node has made smaller begins anew; what the larger one has left does not fit.
+    for part in parts.glob("rank-*.json"):
+        if not part.name.endswith(f"-of-{world:04d}.json"):
+            part.unlink(missing_ok=True)
 
 
 def work(task: Task, payload: dict[str, Any], scratch: str) -> None:

@@ -158,7 +158,7 @@ def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], li
 
 def to_network(batch: Batch, device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Return images as floats in 0..1 and targets, both on a device."""
-    images = [image.to(device).float().div(255) for image, _ in batch]
+    images = [image.to(device).float().div_(255) for image, _ in batch]
     targets = [
         {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
         for _, target in batch

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from configs.schema import Config, Schedule
 
 MOMENTUM = "momentum_buffer"
+# A collective that waits longer has lost a peer; gloo's default of half an hour hides that.
+TIMEOUT_S = 600
 
 
 def start_engine(model: nn.Module, schedule: Schedule, config: Config, world: int):
@@ -30,7 +32,7 @@ def start_engine(model: nn.Module, schedule: Schedule, config: Config, world: in
     # Its shared-memory all-reduce waits for a dead peer for ever and needs a compiler at run time;
     # gloo ends in an error after the timeout.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=10))
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=TIMEOUT_S))
     optimizer = torch.optim.SGD(_groups(model, schedule), lr=schedule.lr, momentum=schedule.momentum)
     settings = {
         "train_batch_size": schedule.batch,
@@ -49,6 +51,7 @@ def start_engine(model: nn.Module, schedule: Schedule, config: Config, world: in
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, dist_init_required=False
     )
+    _limit_waiting()
     _link_momentum(engine)
     return engine
 
@@ -108,6 +111,13 @@ def _groups(model: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
         {"params": biases, "weight_decay": schedule.bias_wd, "lr_multiple": schedule.bias_lr},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _limit_waiting() -> None:
+    # DeepSpeed reduces gradients in groups of its own, which it makes with torch's default timeout.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    for group in list(dist.distributed_c10d._world.pg_map):
+        set_timeout(timedelta(seconds=TIMEOUT_S), group)
 
 
 def _link_momentum(engine: Any) -> None:

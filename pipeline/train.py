@@ -17,6 +17,7 @@ from pipeline.background import CheckpointWriter
 from pipeline.checkpoint import load_checkpoint, newest_checkpoint
 from pipeline.data import Batch, first_batch, sample_order, to_network, training_batches
 from pipeline.engine import momentum_by_name, restore, set_lr, start_engine
+from pipeline.labels import adopt_labels
 from pipeline.lease import Claim, claim_stage
 from pipeline.model import build_model
 from pipeline.network.pretrained import load_pretrained
@@ -76,6 +77,7 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     config, schedule = job.config, stage_schedule(job.config, job.stage)
     dataset = ShardDataset(job.shards, cache=cache_at(config.data.cache_dir, config.data.cache_gb))
+    adopt_labels(dataset, job.init_weights or config.model.weights)
     order = sample_order(dataset, config).identity
     engine = start_engine(stage_model(job, dataset), schedule, config, world)
     claim, folder = claim_stage(job.run_dir, job.stage, job.attempt, rank), Path(job.run_dir, job.stage)

@@ -21,7 +21,7 @@ def paste_masks(
     """
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
     if how == "exact":
-        for canvas, mask, box in zip(pasted, masks, boxes.tolist(), strict=True):
+        for canvas, mask, box in zip(pasted, masks, boxes, strict=True):
             _paste_exact(canvas, mask, box)
         return pasted
     step = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
@@ -30,14 +30,16 @@ def paste_masks(
     return pasted
 
 
-def _paste_exact(canvas: Tensor, mask: Tensor, box: list[float]) -> None:
-    (height, width), (x1, y1, x2, y2) = canvas.shape, box
+def _paste_exact(canvas: Tensor, mask: Tensor, box: Tensor) -> None:
+    (height, width), (x1, y1, x2, y2) = canvas.shape, box.tolist()
     left, top = max(0, int(x1)), max(0, int(y1))
     right, bottom = min(width, int(x2) + 1), min(height, int(y2) + 1)
     xs = torch.arange(left, right, device=mask.device) + 0.5
     ys = torch.arange(top, bottom, device=mask.device) + 0.5
     if len(xs) and len(ys):
-        grid_x, grid_y = (xs - x1) / (x2 - x1) * 2 - 1, (ys - y1) / (y2 - y1) * 2 - 1
+        # In float32 and in this order, as detectron2: a cell of one half falls on the same side.
+        grid_x = (xs - box[0]) / (box[2] - box[0]) * 2 - 1
+        grid_y = (ys - box[1]) / (box[3] - box[1]) * 2 - 1
         grid = torch.stack([grid_x.expand(len(ys), -1), grid_y[:, None].expand(-1, len(xs))], -1)
         read = F.grid_sample(mask[None, None], grid[None].to(mask), align_corners=False)[0, 0]
         canvas[top:bottom, left:right] = read >= 0.5

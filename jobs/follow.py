@@ -1,0 +1,111 @@
+"""Following a job of a Ray cluster: its log to the end, its exit code, and what Ctrl-C means."""
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.console import say
+from jobs.errors import JobFailed
+
+INTERRUPTED = 130
+POLL_S = 1.0
+# How long a job server may be away: a head that restarts, a laptop that sleeps.
+PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job: Ray's client of the job server, the job's name, the server's address to show."""
+
+    client: Any
+    name: str
+    address: str
+
+
+def follow(job: Job) -> int:
+    """Return the exit code of a job after showing its log from the start.
+
+    Ctrl-C asks whether to stop the job; without a terminal it leaves the job running and says how to
+    stop it and how to follow it.
+
+    Raises:
+        JobFailed: the job server has not answered for PATIENCE_S.
+    """
+    say(f"job {job.name} at {job.address}")
+    try:
+        asyncio.run(_show_log(job))
+    except KeyboardInterrupt:
+        return _interrupted(job)
+    details = job.client.get_job_info(job.name)
+    code = details.driver_exit_code
+    if code is None:
+        code = int(str(details.status) != "SUCCEEDED")
+    say(
+        f"job {job.name}: {details.status}"
+        + (f", exit code {code}; the same command goes on" if code else "")
+    )
+    return code
+
+
+async def _show_log(job: Job) -> None:
+    shown, answered = 0, time.monotonic()
+    while True:
+        try:
+            shown = await _show_rest(job, shown)
+            if job.client.get_job_info(job.name).status.is_terminal():
+                return
+            answered = time.monotonic()
+        except _lost() as error:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise JobFailed(_gone(job, error)) from None
+        await asyncio.sleep(POLL_S)
+
+
+async def _show_rest(job: Job, shown: int) -> int:
+    # The server tells the log from its start, each time.
+    told = 0
+    try:
+        async for text in job.client.tail_job_logs(job.name):
+            print(text[max(0, shown - told) :], end="", flush=True)
+            told += len(text)
+            shown = max(shown, told)
+    except _lost():
+        if not told:
+            raise
+    return shown
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    from aiohttp import ClientError
+
+    return (OSError, RuntimeError, ClientError)
+
+
+def _gone(job: Job, error: Exception) -> str:
+    return (
+        f"the job server at {job.address} has not answered for {PATIENCE_S:.0f} s "
+        f"({type(error).__name__}); job {job.name} may be alive: the same command follows it, or goes on"
+    )
+
+
+def _interrupted(job: Job) -> int:
+    if not _wants_stop(job):
+        say(f"the job goes on; to follow it:  ray job logs {job.name} --address {job.address} --follow")
+        say(f"                  to stop it:    ray job stop {job.name} --address {job.address}")
+        return INTERRUPTED
+    job.client.stop_job(job.name)
+    while not job.client.get_job_info(job.name).status.is_terminal():
+        time.sleep(POLL_S)
+    say(f"job {job.name}: {job.client.get_job_info(job.name).status}")
+    return INTERRUPTED
+
+
+def _wants_stop(job: Job) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"\nstop job {job.name}? [y/N] ").strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        return False
