@@ -26,6 +26,7 @@ from pipeline.notice import Ask, Notice, Preempted, no_notice
 from pipeline.quarantine import Quarantine
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
+from pipeline.step_note import InStep
 from shards.cache import cache_at
 from shards.read import ShardDataset
 
@@ -157,20 +158,6 @@ class _Books:
         raise Preempted(
             f"asked to stop: step {step} of {self.schedule.iters} is saved; the same command goes on"
         )
-
-
-class InStep:
-    """Notes on whatever error the body raises in which step it was."""
-
-    def __init__(self, step: int):
-        self._note = f"in step {step}"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            error.add_note(self._note)
 
 
 def stage_schedule(config: Config, stage: str) -> Schedule:
