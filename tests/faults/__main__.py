@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.faults.case import ray_folder
 from tests.faults.disk import fill_disk
 from tests.faults.elastic import change_workers
 from tests.faults.matrix import kill_matrix
@@ -39,6 +40,7 @@ def main() -> int:
             say(f"# {name}")
             faults += trials[name](folder / name)
     finally:
+        shutil.rmtree(ray_folder(), ignore_errors=True)
         if arguments.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     for fault in faults:

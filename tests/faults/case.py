@@ -112,11 +112,16 @@ class OneStage(Runs):
 
 def environment(run: Path) -> dict[str, str]:
     """Return the environment of a run's processes: one thread each, their own folder for Ray."""
-    # Ray's sockets lie there, and the kernel takes names of 107 bytes at most.
-    scratch = Path(tempfile.gettempdir(), f"mf-{os.getpid()}")
-    scratch.mkdir(exist_ok=True)
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(scratch), MARK: str(run)}
+    ray = ray_folder()
+    ray.mkdir(exist_ok=True)
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray), MARK: str(run)}
     return {**os.environ, **own}
+
+
+def ray_folder() -> Path:
+    """Return where Ray's sessions of this process's runs lie; delete it in the end."""
+    # Their sockets have names of 107 bytes at most, so it is not in the runs' own folder.
+    return Path(tempfile.gettempdir(), f"mf-{os.getpid()}")
 
 
 def log_of(run: Path) -> Path:

@@ -1,11 +1,12 @@
 """The short form of `make faults`: killed, asked to stop, killed again, and the same in the end."""
 
+import shutil
 import signal
 
 import pytest
 
-from tests.faults.case import OneStage, log_of, trained
-from tests.faults.kills import Kill, end, orphans, plan, signs, steps, strike, suffer, wait_for
+from tests.faults.case import OneStage, log_of, ray_folder, trained
+from tests.faults.kills import Kill, plan, signs, steps, strike, suffer, wait_for
 
 
 @pytest.mark.slow
@@ -29,7 +30,7 @@ def test_a_training_that_is_killed_stopped_and_killed_again_is_the_undisturbed_o
     outcome = suffer(stage, run, "torchrun", [worker], print)
     assert (outcome.code, outcome.hits, outcome.left) == (0, [worker], 0), log_of(run).read_text()[-3000:]
     assert trained(run) == trained(tmp_path / "undisturbed")
-    end(orphans(run, 0))
+    shutil.rmtree(ray_folder())
 
 
 def test_a_plan_is_its_seeds_and_hits_every_target_in_every_phase():
