@@ -267,12 +267,15 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["ops", "data", "eval"],
-        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading; eval: scoring."),
+        Literal["ops", "data", "train", "eval"],
+        typer.Argument(
+            help="ops: Shape-aware RoIAlign; data: sharding and loading; train: checkpoints and restarts; "
+            "eval: scoring."
+        ),
     ],
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5, eval 3"),
+        typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5, train 5, eval 3"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="none")] = None,
     device: Annotated[
@@ -282,7 +285,10 @@ def bench(
         list[int] | None, typer.Option(min=1, help="ops: CPU threads; repeatable.", show_default="1")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="data: processes that shard, and that load.", show_default="2")
+        int | None,
+        typer.Option(
+            min=1, help="data: processes that shard, and that load; train: ranks.", show_default="2"
+        ),
     ] = None,
     images: Annotated[
         int | None,

@@ -204,6 +204,9 @@ def _folder(run_dir: Path, stage: str) -> Path:
 def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
+        if run.tracker.has_lost_events():
+            run.tracker.stage_started(stage, run.attempt, hash_of(run.ledger.inputs(stage)))
+            note_results(run.tracker, run.config, run.path, run.ledger, stage)
         return say(f"{stage}: done already")
     if state == "forgotten":
         # Left by a command that was killed between forgetting a stage and deleting its output.

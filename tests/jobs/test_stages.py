@@ -367,3 +367,23 @@ def test_a_run_on_a_cluster_shards_there_too(bench, monkeypatch, launcher, addre
     config = parse_config(bench.tree, "test")
     jobs.stages.shard(SimpleNamespace(config=config, path=bench.run_dir, launcher=launcher, address=address))
     assert seen == [("auto", None) if there else None] * 2
+
+
+def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(bench, monkeypatch):
+    bench.run()
+    noted = []
+
+    class Forgetful(SilentTracker):
+        def has_lost_events(self):
+            return True
+
+        def stage_started(self, stage, attempt, inputs):
+            noted.append((stage, inputs == Ledger.load(bench.run_dir).tree["stages"][stage]["input_hash"]))
+
+    @contextmanager
+    def tracking(*_):
+        yield Forgetful()
+
+    monkeypatch.setattr(jobs.stages, "tracking", tracking)
+    assert bench.run() == []
+    assert noted == [(stage, True) for stage in ALL]
