@@ -91,12 +91,15 @@ def test_files_and_functions_fit_a_reader(path):
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{node.name} is too long"
 
 
+CATCH_ALL = {"pipeline/tracking/tracker.py", "pipeline/tracking/delivery.py", "jobs/sweep.py"}
+
+
 @pytest.mark.parametrize("path", sources(*MAY_IMPORT), ids=name)
 def test_every_module_says_what_it_is(path):
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree)
-    # The tracking boundary alone may catch everything.
-    if path.parent.name != "tracking" or path.stem not in ("tracker", "delivery"):
+    # Tracking never touches training, and a row that fails does not stop the others: they alone catch all.
+    if name(path) not in CATCH_ALL:
         caught = [node.type for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
         assert not [
             item
