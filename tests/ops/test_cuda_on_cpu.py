@@ -146,16 +146,21 @@ def test_more_boxes_on_a_tile_than_are_listed_at_once(kernels, k):
     assert_near(run(kernels, arguments), expected(arguments), torch.float32)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "layout"),
+    [
+        (torch.float32, 0, torch.contiguous_format),
+        (torch.float32, 2, torch.channels_last),
+        (torch.bfloat16, 0, torch.channels_last),
+        (torch.bfloat16, 2, torch.contiguous_format),
+    ],
+)
 def test_neither_a_second_run_nor_the_schedule_changes_a_bit(library, dtype, ratio, layout):
     """Nor what shared memory held before. Large boxes do not fit the tables; ten reach a tile at once."""
     maps, rois, *rest = problem(dtype, 40, ratio=ratio, k=12)
     rois = torch.cat([rois, rois * torch.tensor([1, 3, 3, 3, 3])])
     arguments = (maps, rois, masks(len(rois), 28, 20, dtype=torch.float32), rest[1].repeat(2), *rest[2:])
     first = run(Kernels(library), arguments, layout)
-    assert_same_bits(first, run(Kernels(library), arguments, layout))
     for downwards in (False, True):
         for ahead in (False, True):
             kernels = Kernels(library, downwards, ahead, poison=True)
@@ -253,16 +258,15 @@ def test_channels_first_are_turned_to_channels_last(library, dtype, shape):
 FENCED = """
 import sys
 from tests.ops.test_cuda_on_cpu import *
-kernels = Kernels(sys.argv[1], fence=sys.argv[2])
-for dtype in (torch.float32, torch.bfloat16, torch.float64):
-    for channels in (40, 3):
-        for ratio in (2, 0):
-            maps, rois, prob, level, *rest = problem(dtype, channels, ratio=ratio, levels=3)
-            rois[2, 0], rois[3, 0], rois[4, 3], level[5], level[6] = -1, 2, torch.nan, 3, -1
-            for layout in (torch.contiguous_format, torch.channels_last):
+for fence, layout in (("before", torch.contiguous_format), ("after", torch.channels_last)):
+    kernels = Kernels(sys.argv[1], fence=fence)
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels in (40, 3):
+            for ratio in (2, 0):
+                maps, rois, prob, level, *rest = problem(dtype, channels, ratio=ratio, levels=3)
+                rois[2, 0], rois[3, 0], rois[4, 3], level[5], level[6] = -1, 2, torch.nan, 3, -1
                 run(kernels, (maps, rois, prob, level, *rest), layout)
-            run(kernels, (maps, rois, None, level, *rest))
-    kernels.turn(features(2, 67, 9, 15, dtype=dtype))
+        kernels.turn(features(2, 67, 9, 15, dtype=dtype))
 print("done")
 """
 OUTSIDE = """
@@ -275,9 +279,12 @@ ctypes.c_float.from_address(address + (16 if fence == "after" else -4)).value
 """
 
 
-@pytest.mark.parametrize("fence", ["before", "after"])
-def test_nothing_outside_inputs_and_results_is_touched(library, fence):
+def test_nothing_outside_inputs_and_results_is_touched(library):
     """A poor man's memcheck: right before or behind every tensor lies memory that ends the process."""
-    done = run_python("-c", FENCED, str(library), fence)
+    done = run_python("-c", FENCED, str(library))
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.parametrize("fence", ["before", "after"])
+def test_a_fence_ends_the_process(library, fence):
     assert run_python("-c", OUTSIDE, str(library), fence).returncode == -signal.SIGSEGV
