@@ -227,7 +227,7 @@ def bench(
         int | None, typer.Option(min=1, help="data: processes that shard, and that load.", show_default="2")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="data: synthetic images.", show_default="1000")
+        int | None, typer.Option(min=1, help="data: synthetic images.", show_default="4000")
     ] = None,
     coco: Annotated[
         Path | None,
