@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError, apply_override, load_config, parse_config
-from configs.schema import Test
+from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import absolute
+from shards.remote import shown
 
 
 def shard_source(
@@ -40,8 +40,10 @@ def run_config(
     """Run a config's stages and show what came out."""
     if min_workers is not None and (launcher != "ray" or address is None):
         raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
-    settings = load_config(config, overrides or ())
+    settings = _told(config, overrides)
     run_dir = run_dir or f"runs/{Path(config).stem}"
+    if settings.model.weights is not None:
+        settings = _as_its_weights(settings)
     from jobs.stages import run_pipeline
     from jobs.summary import show_summary
 
@@ -60,13 +62,30 @@ def submit_config(
     min_workers: int | None,
 ) -> int:
     """Return the exit code of the same run as a job of a Ray cluster."""
-    settings = load_config(config, overrides or ())
+    settings = _told(config, overrides)
     from jobs.checks import check_workers, local_path
     from jobs.submit import submit
 
     local_path(run_dir)
     check_workers(settings, workers, "ray", min_workers)
     return submit(settings, run_dir, workers, address, redo, min_workers)
+
+
+def _told(config: str, overrides: list[str] | None) -> Config:
+    notes: list[str] = []
+    settings = load_config(config, overrides or (), notes)
+    for note in notes:
+        say(note)
+    return settings
+
+
+def _as_its_weights(settings: Config) -> Config:
+    from pipeline.network.pretrained import with_source
+
+    model, changed = with_source(settings.model, settings.model.weights)
+    if changed:
+        say(f"{settings.model.weights}: imported; the model takes its {', '.join(changed)}")
+    return settings.model_copy(update={"model": model})
 
 
 def evaluate_checkpoint(
@@ -80,38 +99,44 @@ def evaluate_checkpoint(
 ) -> None:
     """Detect with a weights file on shards, score, and show the AP."""
     from jobs.summary import show_metrics
-    from pipeline.network.weights import load_weights
     from shards.read import ShardDataset
 
-    load_weights(checkpoint)
+    test = test_settings(overrides or [], checkpoint)
     ShardDataset(shards, verify=False)
-    test = test_settings(overrides or [])
-    from jobs.launch import launch
-    from jobs.worker import detect_parts
-    from pipeline.evaluate import score
+    from jobs.evaluation import detect_and_score
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=out.resolve()) as scratch:
-        parts = Path(scratch, "parts")
-        parts.mkdir()
-        payload = {
-            "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts)}],
-            "shards": absolute(shards),
-            "test": test.model_dump(mode="json"),
-            "cache": {},
-        }
         workers = default_workers(workers, launcher, 1)
-        launch(detect_parts, payload, Path(scratch, "jobs"), workers, launcher, address)
-        metrics = score(shards, parts, out)
+        metrics = detect_and_score(
+            checkpoint, shards, out, test, Path(scratch, "work"), workers, launcher, address
+        )
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
 
 
-def test_settings(overrides: list[str]) -> Test:
-    """Return the default inference settings with `test.KEY=VALUE` overrides applied."""
+def predict_files(
+    checkpoint: Path, images: list[Path], out: Path, score: float, overrides: list[str]
+) -> None:
+    """Detect on image files and say where the results are."""
+    from pipeline.predict import check_readable, predict
+
+    for image in images:
+        check_readable(image)
+    results = predict(checkpoint, images, out, score=score, test=test_settings(overrides, checkpoint))
+    say(f"{out / 'results.json'}: {len(results)} detections on {len(images)} image(s)")
+
+
+def test_settings(overrides: list[str], checkpoint: Path | None = None) -> Test:
+    """Return inference settings, a weights file's own or the default, with `test.KEY=VALUE` applied."""
+    from pipeline.model import own_settings
+    from pipeline.network.weights import load_weights
+
+    # Whole, so that a damaged file is refused before anything runs.
+    own = own_settings({} if checkpoint is None else load_weights(checkpoint)[1])
     # Through the whole schema, for its explanations of what is wrong.
-    tree = {"data": {"train": "-", "val": "-"}}
+    tree = {"data": {"train": "-", "val": "-"}, "test": own.model_dump()}
     for override in overrides:
         if not override.startswith("test.") or "=" not in override:
             raise ConfigError(f"--set {override}: only test.KEY=VALUE can change for finished weights")
@@ -119,15 +144,17 @@ def test_settings(overrides: list[str]) -> Test:
     return parse_config(tree, "--set").test
 
 
-def inspect_directory(directory: Path, out: Path | None) -> None:
-    """Verify a directory of shards, show its statistics, draw them and a contact sheet."""
+def inspect_directory(directory: str, out: Path | None) -> None:
+    """Verify a directory or URL of shards, show its statistics, draw them and a contact sheet."""
     from jobs.summary import show_statistics
     from shards.inspect import inspect_shards
 
     found = inspect_shards(directory, out and out / "contact_sheet.png")
     show_statistics(found)
     if found["damaged"]:
-        raise BadInput(f"{directory}: {len(found['damaged'])} damaged, as listed; write these shards again")
+        raise BadInput(
+            f"{shown(directory)}: {len(found['damaged'])} damaged, as listed; write these shards again"
+        )
 
 
 def report_runs(run_dirs: list[Path], out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""The trunk: a torchvision ResNet with a feature pyramid."""
+"""The trunk: a torchvision ResNet, also a deformable one, with a feature pyramid."""
 
 from functools import partial
 
@@ -9,9 +9,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from configs.schema import Model
+from pipeline.network.deformable import DeformableConv
 from shards.errors import BadInput
 
 GROUPS = 16
+DEFORMABLE = "_dcn"
 
 
 def build_backbone(config: Model) -> BackboneWithFPN:
@@ -23,9 +25,11 @@ def build_backbone(config: Model) -> BackboneWithFPN:
     Raises:
         BadInput: `stride_in_1x1` with a trunk whose blocks have no 1x1 convolution.
     """
-    trunk = getattr(resnet, config.backbone)(weights=None, norm_layer=_norm(config))
+    trunk = getattr(resnet, config.backbone.removesuffix(DEFORMABLE))(weights=None, norm_layer=_norm(config))
     if config.stride_in_1x1:
         _move_strides(trunk, config.backbone)
+    if config.backbone.endswith(DEFORMABLE):
+        _deform(trunk)
     _freeze(trunk, config.trainable_layers)
     channels = [trunk.inplanes // 8 * 2**i for i in range(4)]
     layers = {f"layer{i + 1}": str(i) for i in range(4)}
@@ -45,6 +49,12 @@ def _move_strides(trunk: nn.Module, name: str) -> None:
         if not hasattr(block, "conv3"):
             raise BadInput(f"model.stride_in_1x1: {name} has no 1x1 convolutions to stride; set it to false")
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def _deform(trunk: nn.Module) -> None:
+    for layer in (trunk.layer2, trunk.layer3, trunk.layer4):
+        for block in layer:
+            block.conv2 = DeformableConv(block.conv2)
 
 
 def _freeze(trunk: nn.Module, trainable_layers: int) -> None:

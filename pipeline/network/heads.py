@@ -8,7 +8,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from configs.schema import Model, Refine
 
-BASE_CODER = (10.0, 10.0, 5.0, 5.0)
 BOX_SIZE = 7
 HIDDEN_SIZE = 14
 
@@ -55,7 +54,7 @@ class RefiningHeads(Heads):
         super().__init__(config, num_classes)
         self.conv_res = nn.Conv2d(config.mask_head_channels, config.fpn_channels, 1)
         self.rectify = refine.conv_res_act == "relu"
-        self.coder = refine.coder
+        self.coder, self.base_coder = refine.coder, config.profile.box_coder
         _init_conv_res(self.conv_res, refine.conv_res_init)
 
     def residual(self, hidden: Tensor) -> Tensor:
@@ -78,7 +77,8 @@ class RefiningHeads(Heads):
                 tensor.copy_(source[name])
         self.box_head.fc6.weight /= gain
         # Deltas are in units of the coder: other units, same boxes.
-        units = self.conv_res.weight.new_tensor(self.coder) / self.conv_res.weight.new_tensor(BASE_CODER)
+        weight = self.conv_res.weight
+        units = weight.new_tensor(self.coder) / weight.new_tensor(self.base_coder)
         regressor = self.box_predictor.bbox_pred
         regressor.weight.view(-1, 4, regressor.in_features).mul_(units[:, None])
         regressor.bias.view(-1, 4).mul_(units)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.transform import resize_boxes
 
 from configs.schema import Model, Test
 from pipeline.network.backbone import build_backbone
+from pipeline.network.boxes import DeltaCoder, clip_boxes, image_limits, last_pixels, rescale_boxes
 from pipeline.network.detections import Detections, select_detections
-from pipeline.network.heads import BASE_CODER, BOX_SIZE, HIDDEN_SIZE, Heads
+from pipeline.network.heads import BOX_SIZE, HIDDEN_SIZE, Heads
 from pipeline.network.losses import Loss, box_loss, class_loss, mask_loss
+from pipeline.network.nms import sides_at_least
 from pipeline.network.paste import paste_masks
 from pipeline.network.pool import RoIPool
 from pipeline.network.rpn import build_rpn
@@ -36,19 +36,23 @@ class MaskRCNN(nn.Module):
 
     In training mode, `model(images, targets, seed)` returns {name: (loss sum, count)}; in eval mode,
     `model(images)` returns one dict an image: boxes, labels, scores, masks (see `detect`).
-    `test` may be replaced at any time: every test key acts on the trained model.
+    `test` may be replaced at any time: every test key acts on the trained model. So may `paste`:
+    with `paste_runs`, the masks of detections are run lengths and never all there in pixels.
+    `config.profile` says by which program's rules it computes.
     """
 
     def __init__(self, config: Model, num_classes: int, test: Test):
         super().__init__()
         self.config, self.num_classes, self.test = config, num_classes, test
         self.category_ids: list[int] | None = None
+        self.paste = paste_masks
         self.transform = build_transform(config)
         self.backbone = build_backbone(config)
         self.rpn = build_rpn(config)
         self.roi_heads = Heads(config, num_classes)
-        self.box_pool, self.mask_pool = RoIPool(BOX_SIZE), RoIPool(HIDDEN_SIZE)
-        self.box_coder = BoxCoder(BASE_CODER)
+        self.profile = profile = config.profile
+        self.box_pool, self.mask_pool = (RoIPool(size, profile=profile) for size in (BOX_SIZE, HIDDEN_SIZE))
+        self.box_coder = DeltaCoder(profile.box_coder, profile)
 
     def forward(self, images: list[Tensor], targets: list[dict] | None = None, seed: int = 0):
         """Return losses in training mode, detections in eval mode."""
@@ -88,7 +92,7 @@ class MaskRCNN(nn.Module):
         """Return the mask loss of the base on its positive RoIs."""
         positive = stage.sampled.positives()
         _, logits = self.base_masks(stage.features, positive.rois, positive.labels[:, None])
-        return mask_loss(logits[:, 0], mask_targets(positive, targets))
+        return mask_loss(logits[:, 0], mask_targets(positive, targets, self.profile.legacy_boxes))
 
     def base_masks(
         self, features: dict[str, Tensor], rois: Tensor, channels: Tensor
@@ -127,12 +131,18 @@ class MaskRCNN(nn.Module):
         """Return the base's detections among proposals [n, 5]."""
         logits, deltas = self.roi_heads.boxes(self.box_pool(features, rois))
         boxes = decode_boxes(self.box_coder, deltas, rois, sizes)
-        return select_detections(logits.softmax(1), boxes, rois[:, 0], self.test)
+        return select_detections(logits.softmax(1), boxes, rois[:, 0], self.test, self.profile)
 
     def _of_image(self, found: Detections, masks: Tensor, image: int, size, net_size) -> dict[str, Tensor]:
         rows = torch.where(found.rois[:, 0] == image)[0]
-        boxes, labels = resize_boxes(found.rois[rows, 1:], net_size, size), found.labels[rows]
+        boxes = rescale_boxes(found.rois[rows, 1:], net_size, size, self.profile.legacy_boxes)
+        if self.profile.drop_empty:
+            boxes = clip_boxes(boxes, image_limits(size, boxes), False)
+            kept = torch.where(sides_at_least(boxes, 0.0))[0]
+            rows, boxes = rows[kept], boxes[kept]
+        labels = found.labels[rows]
         if self.category_ids is not None:
             labels = labels.new_tensor([0, *self.category_ids])[labels]
-        pasted = paste_masks(masks[rows], boxes, size, self.test.paste)
+        pixels = last_pixels(boxes, self.profile.legacy_boxes)
+        pasted = self.paste(masks[rows], pixels, size, self.test.paste)
         return {"boxes": boxes, "labels": labels, "scores": found.scores[rows], "masks": pasted}

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
 
+from configs.profile import SourceProfile
 from configs.schema import Model, Refine, Sara, Test
 from ops import sa_roi_align
+from pipeline.network.boxes import DeltaCoder, last_pixels
 from pipeline.network.detections import Detections, select_detections
 from pipeline.network.heads import BOX_SIZE, HIDDEN_SIZE, RefiningHeads
 from pipeline.network.losses import Loss, box_loss, class_loss, mask_loss
@@ -53,8 +54,8 @@ class MRRCNN(MaskRCNN):
         super().__init__(config, num_classes, test)
         self.refine_config, self.sara = refine, sara
         self.refine = RefiningHeads(config, num_classes, refine)
-        self.refine_coder = BoxCoder(refine.coder)
-        self.sara_pool = _sara_pool(sara, refine.use_sara)
+        self.refine_coder = DeltaCoder(refine.coder, config.profile)
+        self.sara_pool = _sara_pool(sara, refine.use_sara, config.profile)
         if refine.freeze_base:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith("refine."))
@@ -114,7 +115,8 @@ class MRRCNN(MaskRCNN):
         if self.refine_config.base_mask_on == "R":
             return guide, {"loss_mask": self.base_mask_loss(stage, targets)}
         rows = torch.where((base.labels > 0) & has_area(base.rois))[0]
-        return guide, {"loss_mask": mask_loss(logits[rows, 1], mask_targets(base.take(rows), targets))}
+        wanted = mask_targets(base.take(rows), targets, self.profile.legacy_boxes)
+        return guide, {"loss_mask": mask_loss(logits[rows, 1], wanted)}
 
     def _base_labels(self, stage: FirstStage) -> Tensor:
         """Return y~ [n] in 1..K: the ground truth's label, or for background the best foreground class."""
@@ -154,7 +156,7 @@ class MRRCNN(MaskRCNN):
         rows, refined = rows[kept], refined.take(kept)
         base_rois, hidden = guide.assigned.rois[rows], guide.hidden[rows]
         logits = self.refine_masks(features, refined.rois, refined.labels, base_rois, hidden)
-        return mask_loss(logits, mask_targets(refined, targets))
+        return mask_loss(logits, mask_targets(refined, targets, self.profile.legacy_boxes))
 
     def _refined_positives(self, base: Assigned, deltas: Tensor, targets, sizes) -> Assigned:
         """Return B^r of positive rows of B, with the labels of their own match."""
@@ -206,7 +208,9 @@ class MRRCNN(MaskRCNN):
         if self.refine_config.fminus == "htc":
             hidden = self.roi_heads.mask_hidden(pooled)
         elif self.refine_config.fminus == "relative":
-            hidden = recrop(hidden, base_rois, rois)
+            # The maps cover what was pooled.
+            pooled_on = (last_pixels(r, self.profile.legacy_boxes) for r in (base_rois, rois))
+            hidden = recrop(hidden, *pooled_on)
         summed = pooled + self.refine.residual(hidden)
         return self.refine.mask_logits(self.refine.mask_hidden(summed), labels[:, None])[:, 0]
 
@@ -227,7 +231,7 @@ class MRRCNN(MaskRCNN):
             boxes = decode_boxes(self.refine_coder, refined_deltas, base_rois, sizes)
         else:
             boxes = decode_boxes(self.box_coder, deltas, rois, sizes)
-        found = select_detections(scores, boxes, rois[:, 0], self.test)
+        found = select_detections(scores, boxes, rois[:, 0], self.test, self.profile)
         base_rois, hidden = base_rois[found.rows], guide.hidden[found.rows]
         return found, self.refine_masks(features, found.rois, found.labels, base_rois, hidden).sigmoid()
 
@@ -276,11 +280,11 @@ def recrop(hidden: Tensor, base_rois: Tensor, rois: Tensor) -> Tensor:
     return sa_roi_align(hidden, local, None, HIDDEN_SIZE, sampling_ratio=1, aligned=True)
 
 
-def _sara_pool(sara: Sara, use_sara: bool) -> RoIPool:
-    # Without guidance the pool is an ordinary one and follows the source; the base never aligns.
-    aligned = sara.aligned is True and use_sara
+def _sara_pool(sara: Sara, use_sara: bool, profile: SourceProfile) -> RoIPool:
+    # Without guidance the pool is an ordinary one and follows the source.
+    aligned = profile.aligned if sara.aligned == "source" or not use_sara else sara.aligned
     mode = "half_pixel" if sara.delta == 0.5 else "paper"
-    return RoIPool(BOX_SIZE, sara.sampling_ratio, aligned, mode)
+    return RoIPool(BOX_SIZE, sara.sampling_ratio, aligned, mode, profile)
 
 
 def _weighted(loss: Loss, weight: float) -> Loss:

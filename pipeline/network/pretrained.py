@@ -1,19 +1,23 @@
 """Starting weights: our own files, torchvision's Mask R-CNN, or an ImageNet trunk."""
 
-import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.network.weights import fill, load_weights
+from configs.profile import SourceProfile
+from configs.schema import Model
+from pipeline.network.torch_files import load_torch, state_dict_of
+from pipeline.network.weights import fill, is_safetensors, load_meta, load_weights
 from shards.errors import BadInput
 
-# What the unpickler stumbles over in a file that is no pickle.
-_DAMAGED = (ValueError, LookupError, AttributeError, TypeError, struct.error)
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
+# What a weights file says of its model that no config can make otherwise ...
+ARCHITECTURE = ("backbone", "norm", "fpn_channels", "box_head_dim", "mask_head_channels")
+# ... and what an imported one decides.
+DECIDED = ("stride_in_1x1", "norm_eps", "box_beta")
+FOREIGN = {"backbone.bottom_up.": "detectron2", "backbone.body.stem.": "maskrcnn-benchmark"}
+IMPORT = "mrrcnn import-weights FILE --out FILE.safetensors"
 
 
 def load_pretrained(
@@ -21,24 +25,25 @@ def load_pretrained(
 ) -> str:
     """Load weights into a model of `build_model`, told apart by content; return one line for the log.
 
-    A safetensors file of a run, or a PyTorch file holding a torchvision Mask R-CNN state dict (whole,
-    every name matched) or that of a torchvision ResNet (into the trunk; its classifier is left out).
+    A safetensors file of a run or an import, or a PyTorch file holding a torchvision Mask R-CNN state dict
+    (whole, every name matched) or that of a torchvision ResNet (into the trunk; its classifier is left out).
     Half precision is widened. The refining module of an MR R-CNN may be absent and is left alone.
 
     Args:
         model: a model of `build_model`.
         path: the file.
         categories: for weights that are used as they are, the data set's categories: a trunk alone is
-            then refused, and so is a run's file that was trained on other categories.
+            then refused, and so is a file that was trained on other categories, or not yet on these.
 
     Raises:
         BadInput: anything else, or weights of another model; key and remedy are named.
     """
     if _is_safetensors(path):
         tensors, meta = load_weights(path)
+        _check_profile(model.config, meta, path)
         name = "MR R-CNN" if meta["refine"] else "Mask R-CNN"
     else:
-        tensors, name, meta = _load_torch(path), "torchvision Mask R-CNN", None
+        tensors, name, meta = state_dict_of(load_torch(path), path), "torchvision Mask R-CNN", None
     if "layer1.0.conv1.weight" in tensors:
         if categories is not None:
             raise BadInput(
@@ -47,16 +52,44 @@ def load_pretrained(
             )
         return _fill_trunk(model, tensors, path)
     if CLASSES not in tensors:
-        key = next(iter(tensors), "nothing")
-        raise BadInput(
-            f"{path}: holds {key}, which is neither a torchvision Mask R-CNN nor a torchvision ResNet; "
-            "set model.weights to one of these"
-        )
+        raise _unknown(tensors, path)
     _check_classes(model, tensors, path)
     if categories is not None and meta:
+        _check_trained(meta, path)
         _check_categories(meta["categories"], categories, path)
     fill(model, tensors, str(path), may_lack="refine.")
     return f"{path}: {name}, {len(tensors)} tensors"
+
+
+def with_source(config: Model, path: str | Path) -> tuple[Model, list[str]]:
+    """Return a model config as the weights file it starts from needs it, and what was changed, in words.
+
+    An imported file brings the rules of its program: profile, place of the stride, eps of the norms, box
+    loss. Any other file changes nothing.
+
+    Raises:
+        BadInput: the file holds another architecture than the config; the key is named.
+    """
+    if not _is_safetensors(path):
+        return config, []
+    found = load_meta(path).get("model", {})
+    if "profile" not in found:
+        return config, []
+    for key in ARCHITECTURE:
+        if found[key] != getattr(config, key):
+            raise BadInput(
+                f"{path}: holds a model with {key} {found[key]}, the config has model.{key}="
+                f"{getattr(config, key)}; set model.{key}={found[key]}, or give other weights"
+            )
+    changes = {key: found[key] for key in DECIDED} | {"profile": SourceProfile(**found["profile"])}
+    changed = [
+        f"model.{key}={value}"
+        for key, value in changes.items()
+        if key != "profile" and value != getattr(config, key)
+    ]
+    if changes["profile"] != config.profile:
+        changed.append(f"model.profile of {changes['profile'].name}")
+    return config.model_copy(update=changes), changed
 
 
 def _fill_trunk(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> str:
@@ -66,8 +99,41 @@ def _fill_trunk(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) 
             f"{path}: bn1.running_mean has no place in a trunk with model.norm={model.config.norm}; "
             "an ImageNet trunk needs model.norm=frozen_bn"
         )
-    fill(model.backbone.body, trunk, str(path))
+    body = model.backbone.body
+    # An ImageNet trunk has no offsets: deformable convolutions then start as ordinary ones.
+    offsets = {name: tensor for name, tensor in body.state_dict().items() if ".offset." in name}
+    fill(body, {**offsets, **trunk}, str(path))
     return f"{path}: ImageNet trunk, {len(trunk)} tensors"
+
+
+def _unknown(tensors: dict[str, Tensor], path: str | Path) -> BadInput:
+    key = next(iter(tensors), "nothing")
+    for prefix, program in FOREIGN.items():
+        if key.removeprefix("module.").startswith(prefix):
+            return BadInput(f"{path}: is a checkpoint of {program} ({key}); import it first: {IMPORT}")
+    return BadInput(
+        f"{path}: holds {key}, which is neither a torchvision Mask R-CNN nor a torchvision ResNet; "
+        "set model.weights to one of these"
+    )
+
+
+def _check_profile(config: Model, meta: dict[str, Any], path: str | Path) -> None:
+    found = SourceProfile(**meta["model"].get("profile", {}))
+    for key, value in found.model_dump().items():
+        if value != getattr(config.profile, key):
+            raise BadInput(
+                f"{path}: was made for model.profile.{key}={value}, the model has "
+                f"{getattr(config.profile, key)}; give the model the file's profile"
+            )
+
+
+def _check_trained(meta: dict[str, Any], path: str | Path) -> None:
+    fresh = meta["source"].get("fresh")
+    if fresh:
+        raise BadInput(
+            f"{path}: its class layers ({fresh[0]}, ...) were initialised anew on import and know nothing; "
+            "set train.baseline.iters above 0"
+        )
 
 
 def _check_categories(learnt: list[dict[str, Any]], wanted: list[dict[str, Any]], path: str | Path) -> None:
@@ -85,34 +151,13 @@ def _check_classes(model: nn.Module, tensors: dict[str, Tensor], path: str | Pat
     if found != model.num_classes:
         raise BadInput(
             f"{path}: {CLASSES} has {found} classes with background, the data have {model.num_classes}; "
-            "take weights trained on the same categories, or only an ImageNet trunk"
+            "take weights trained on the same categories, or only an ImageNet trunk, or import with new "
+            "class layers: mrrcnn import-weights --categories"
         )
 
 
 def _is_safetensors(path: str | Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            # A length of 8 bytes, then the JSON header.
-            return file.read(9)[8:] == b"{"
+        return is_safetensors(path)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); correct model.weights") from None
-
-
-def _load_torch(path: str | Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_DAMAGED) as error:
-        # torch's own words for an unpickling error advise to switch the safety off.
-        told = str(error) and not isinstance(error, pickle.UnpicklingError)
-        reason = str(error).splitlines()[0] if told else type(error).__name__
-        raise BadInput(
-            f"{path}: is neither safetensors nor a PyTorch file of tensors alone ({reason}); "
-            "save model.state_dict() with torch.save and give that file"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise BadInput(
-            f"{path}: holds no state dict (names with tensors); save model.state_dict() and give that file"
-        )
-    return content

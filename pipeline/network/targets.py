@@ -11,6 +11,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou
 
+from pipeline.network.boxes import DeltaCoder, clip_boxes, last_pixels
 from pipeline.network.sampling import balanced_sample, sample_generator
 
 MASK_SIZE = 28
@@ -100,8 +101,8 @@ def box_targets(coder: BoxCoder, assigned: Assigned, targets: list[dict]) -> Ten
     return coder.encode_single(matched_boxes, boxes)
 
 
-def mask_targets(assigned: Assigned, targets: list[dict]) -> Tensor:
-    """Return the matched masks cropped at the RoIs, float [n, 28, 28] in 0..1.
+def mask_targets(assigned: Assigned, targets: list[dict], legacy: bool = False) -> Tensor:
+    """Return the matched masks cropped at the RoIs, float [n, 28, 28] in 0..1; with inclusive ends if legacy.
 
     Only masks that a RoI is matched to are looked at, each once: see `GroundTruthMasks`.
     """
@@ -109,27 +110,28 @@ def mask_targets(assigned: Assigned, targets: list[dict]) -> Tensor:
     for image, target in enumerate(targets):
         rows = torch.where(assigned.rois[:, 0] == image)[0]
         if len(rows):
-            boxes, (used, index) = assigned.rois[rows, 1:], assigned.matched[rows].unique(return_inverse=True)
+            boxes = last_pixels(assigned.rois[rows, 1:], legacy)
+            used, index = assigned.matched[rows].unique(return_inverse=True)
             masks = target["masks"][used].to(boxes.device)
             cropped[rows] = project_masks_on_boxes(masks, boxes, index, MASK_SIZE)
     return cropped
 
 
-def decode_boxes(coder: BoxCoder, deltas: Tensor, rois: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+def decode_boxes(coder: DeltaCoder, deltas: Tensor, rois: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     """Return boxes [n, C, 4] xyxy of deltas [n, C, 4], clipped to each RoI's image, without gradient.
 
     Args:
-        coder: turns deltas into boxes.
+        coder: turns deltas into boxes, and says how they are clipped.
         deltas: [n, C, 4], one prediction a class.
         rois: [n, 5].
         sizes: (height, width) of each image in the network's input, before padding.
     """
     boxes = coder.decode_single(deltas.detach().flatten(1), rois[:, 1:]).view(deltas.shape)
     limits = boxes.new_tensor([[w, h, w, h] for h, w in sizes])[rois[:, 0].long()]
-    return boxes.clamp(min=0).minimum(limits[:, None])
+    return clip_boxes(boxes, limits[:, None], coder.legacy)
 
 
-def decode_rois(coder: BoxCoder, deltas: Tensor, rois: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+def decode_rois(coder: DeltaCoder, deltas: Tensor, rois: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
     """Return RoIs [n, 5] moved by one delta each, [n, 4]; as `decode_boxes` otherwise."""
     return torch.cat([rois[:, :1], decode_boxes(coder, deltas[:, None], rois, sizes)[:, 0]], 1)
 

@@ -1,6 +1,8 @@
 """Weights files: safetensors with one metadata key, written atomically, the same bytes every time."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +44,54 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         BadInput: missing, damaged, or a safetensors file of somebody else.
     """
+    with _opened(path) as file:
+        meta = _meta((file.metadata() or {}).get(KEY), path)
+        return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+
+
+def load_meta(path: str | Path) -> dict:
+    """Return the description alone of a file written by `save_weights`; it may be large.
+
+    Raises:
+        BadInput: as `load_weights`.
+    """
+    with _opened(path) as file:
+        return _meta((file.metadata() or {}).get(KEY), path)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Return whether a file begins as safetensors files do: a length of 8 bytes, then a JSON header.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise BadInput(
             f"{path}: cannot be read as safetensors ({error}); give a weights file of a run"
         ) from None
-    meta = _meta(text, path)
+
+
+def _meta(text: str | None, path: str | Path) -> dict[str, Any]:
+    meta = _parsed(text, path)
     if meta.get("format") != FORMAT:
         found = f"format {meta['format']}" if meta else "no description"
         raise BadInput(
             f"{path}: has {found} under the metadata key {KEY!r}; "
             f"this version reads format {FORMAT} as written by a run"
         )
-    return tensors, meta
+    return meta
 
 
-def _meta(text: str | None, path: str | Path) -> dict[str, Any]:
+def _parsed(text: str | None, path: str | Path) -> dict[str, Any]:
     try:
         meta = json.loads(text) if text else {}
     except ValueError as error:

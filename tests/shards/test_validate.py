@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -320,3 +321,14 @@ def test_official_looking_compressed_crowd_and_strange_fields_pass(case):
     kept = ShardDataset(case.out).to_coco()["annotations"]
     assert next(a for a in kept if a["id"] == 6) == json.loads(json.dumps(case.annotation(6)))
     assert np.isfinite(case.report()["kept"]["annotations"])
+
+
+def test_images_that_another_machine_does_not_see_are_no_missing_images(case):
+    @contextmanager
+    def elsewhere():
+        case.images.rename(case.root / "hidden")
+        yield map
+
+    with pytest.raises(BadInput, match=r"images: is no folder on \S+; put the images where every machine"):
+        case.shard(spreading=elsewhere(), on_bad="skip")
+    assert not (case.out / "report.json").exists()

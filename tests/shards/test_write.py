@@ -1,6 +1,7 @@
 """Shards: stock tools read them, bytes never vary, a kill anywhere leaves nothing half-done."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -65,6 +66,23 @@ def test_stock_tar_unpacks_plain_files_into_its_folder_with_fixed_times_and_owne
         (0, 0, 0, "mrrcnn")
     }
     assert len(list((tmp_path / "unpacked").iterdir())) == 8
+
+
+@pytest.mark.usefixtures("cut_small")
+def test_every_byte_is_what_webdatasets_own_writer_writes(case, synthetic, tmp_path):
+    """PNGs and JPEGs: their JSON stands before the one and after the other."""
+    case.shard()
+    shard(synthetic, tmp_path / "cut")
+    for path in (*case.out.glob("*.tar"), *(tmp_path / "cut").glob("*.tar")):
+        written, samples = io.BytesIO(), {}
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                samples.setdefault(key, {"__key__": key})[extension] = tar.extractfile(member).read()
+        with webdataset.TarWriter(written, user="mrrcnn", group="mrrcnn", mtime=0, encoder=False) as writer:
+            for sample in samples.values():
+                writer.write(sample)
+        assert written.getvalue() == path.read_bytes()
 
 
 def test_index_and_description_say_where_everything_is(case):

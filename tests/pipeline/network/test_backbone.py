@@ -7,6 +7,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from configs.schema import Model
 from pipeline.network.backbone import build_backbone
+from pipeline.network.folding import fold_frozen_norms
 from shards.errors import BadInput
 
 EXPANDED = ["resnet50", "resnet101", "resnext101_32x8d"]
@@ -58,3 +59,42 @@ def test_norms_are_what_the_config_says():
     assert len(norms) == 20 and all(m.eps == 0.0 for m in norms)
     group = build_backbone(Model(backbone="resnet18", norm="group"))
     assert {m.num_groups for m in group.modules() if isinstance(m, nn.GroupNorm)} == {16}
+
+
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_a_deformable_trunk_starts_as_the_ordinary_one_and_learns_to_look_elsewhere(stride_in_1x1):
+    torch.manual_seed(0)
+    config = Model(backbone="resnet50", norm="group", stride_in_1x1=stride_in_1x1, trainable_layers=5)
+    plain = build_backbone(config)
+    deformable = build_backbone(config.model_copy(update={"backbone": "resnet50_dcn"}))
+    missing, unexpected = deformable.load_state_dict(plain.state_dict(), strict=False)
+    # 13 blocks in stages 3 to 5, each with weight and bias of its offsets.
+    assert not unexpected and len(missing) == 26 and all(".conv2.offset." in name for name in missing)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = plain(image), deformable(image)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        deformable(image)["3"].float().square().mean().backward()
+    offsets = [p for name, p in deformable.named_parameters() if ".offset.weight" in name]
+    assert len(offsets) == 13 and all(p.grad is not None and p.grad.abs().sum() > 0 for p in offsets)
+
+
+def test_folded_norms_give_the_same_maps():
+    backbone = build_backbone(Model(backbone="resnet50_dcn", norm_eps=0.1)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.5)
+    image = torch.randn(1, 3, 64, 64, generator=generator)
+    with torch.no_grad():
+        expected = backbone(image)
+        # 53 of a ResNet-50.
+        assert fold_frozen_norms(backbone.body) == 53 and fold_frozen_norms(backbone.body) == 0
+        for name, tensor in backbone(image).items():
+            torch.testing.assert_close(
+                tensor, expected[name], rtol=1e-4, atol=1e-4 * float(tensor.abs().max())
+            )
+    assert fold_frozen_norms(build_backbone(Model(backbone="resnet18", norm="group")).body) == 0

@@ -1,0 +1,85 @@
+"""Checkpoint files of any source: opened safely, as names with tensors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.importing.unpickle import load_arrays
+from pipeline.network.torch_files import load_torch, state_dict_of
+from shards.errors import BadInput
+from shards.files import sha256_of
+
+ZIP = b"PK\x03\x04"
+# The number that torch.save began with before its files were zip archives.
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+PICKLE = b"\x80"
+SAFETENSORS_AT = slice(8, 9)
+PARALLEL = "module."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's tensors by their own names, what else it holds, and its sha256."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    others: list[str]
+    sha256: str
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Return a checkpoint; a pickle (.pkl) or a file of torch.save (.pth) by its first bytes.
+
+    The names may stand under `model`, and all of them after `module.`, as data-parallel training
+    writes them.
+
+    Raises:
+        BadInput: missing, cut, damaged, unsafe, or no names with tensors.
+    """
+    path = Path(path)
+    content = _load(path)
+    others = [str(key) for key in content if key != "model"] if _wrapped(content) else []
+    tensors = state_dict_of(_as_tensors(content, path), path)
+    if tensors and all(name.startswith(PARALLEL) for name in tensors):
+        tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
+    return Checkpoint(path, tensors, others, sha256_of(path))
+
+
+def _load(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LEGACY))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from None
+    if start.startswith((ZIP, LEGACY)):
+        return load_torch(path)
+    if start.startswith(PICKLE):
+        return load_arrays(path)
+    if start[SAFETENSORS_AT] == b"{":
+        raise BadInput(f"{path}: is safetensors already; use it as model.weights, or give a .pkl or .pth")
+    raise BadInput(f"{path}: is neither a pickle nor a file of torch.save; fetch the checkpoint again")
+
+
+def _wrapped(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("model"), dict)
+
+
+def _as_tensors(content: Any, path: Path) -> Any:
+    if _wrapped(content):
+        content = content["model"]
+    if not isinstance(content, dict):
+        return content
+    return {str(name): _as_tensor(name, value, path) for name, value in content.items()}
+
+
+def _as_tensor(name: Any, value: Any, path: Path) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "fiub":
+        raise BadInput(f"{path}: {name} holds {value.dtype}, not numbers; fetch the checkpoint again")
+    # A copy: what a pickle holds cannot be written to, and may be of the other byte order.
+    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))

@@ -1,0 +1,35 @@
+"""torchvision's maskrcnn_resnet50_fpn (V1), and models built alike with other trunks: names and profile."""
+
+from torch import Tensor
+
+from configs.profile import SourceProfile
+from configs.schema import Model
+from pipeline.importing.source import Source, shifted
+
+PROFILE = SourceProfile(name="torchvision")
+
+
+def describe(tensors: dict[str, Tensor], sizes: Model) -> Model:
+    """Return the model: stride in the 3x3 convolutions, and the norms' eps.
+
+    torchvision forces 0 on its frozen norms when it loads the V1 weights. Norms that count batches were
+    never frozen, and have the ordinary eps.
+    """
+    frozen = not any(name.endswith("num_batches_tracked") for name in tensors)
+    changes = {"stride_in_1x1": False, "norm_eps": 0.0 if frozen else 1e-5, "profile": PROFILE}
+    return sizes.model_copy(update=changes)
+
+
+TORCHVISION = Source(
+    name="torchvision",
+    mark="backbone.body.conv1.weight",
+    rules=(),
+    older_rules=(
+        (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.", r"\1."),
+        (r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
+        *shifted(r"^roi_heads\.mask_head\.{n}\.0\.", "roi_heads.mask_head.mask_fcn{n}.", range(4), 1),
+    ),
+    left=((r"\.num_batches_tracked$", "frozen norms count no batches"),),
+    background_last=False,
+    describe=describe,
+)

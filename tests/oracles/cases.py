@@ -1,0 +1,77 @@
+"""What the comparisons with the oracles have in common: images, sizes, and what agreement means."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from configs.schema import Model
+from pipeline.importing.convert import Imported, import_weights
+from pipeline.model import load_model
+
+SHORT, LONG, PRE, POST = 128, 192, 200, 60
+CLASSES = 7
+CATEGORIES = [{"id": 2 * label, "name": f"thing {label}"} for label in range(1, CLASSES + 1)]
+
+
+def small(model: Model) -> Model:
+    """Return a model for small images and few proposals."""
+    changes = {"min_size": SHORT, "max_size": LONG, "rpn_pre_nms_test": PRE, "rpn_post_nms_test": POST}
+    return model.model_copy(update=changes)
+
+
+def picture(seed: int, height: int, width: int) -> Tensor:
+    """Return blurred blots with noise, uint8 [3, H, W]: the three colours differ."""
+    generator = torch.Generator().manual_seed(seed)
+    blots = torch.rand(1, 3, height // 8 + 2, width // 8 + 2, generator=generator)
+    smooth = F.interpolate(blots, size=(height, width), mode="bilinear")[0]
+    return (smooth * 200 + torch.rand(3, height, width, generator=generator) * 55).to(torch.uint8)
+
+
+def imported(tensors: dict[str, Tensor], folder: Path, name: str) -> tuple[nn.Module, Imported]:
+    """Return the model of a checkpoint that went through a file, and the import's report."""
+    source, out = folder / f"{name}.pth", folder / f"{name}.safetensors"
+    torch.save({"model": tensors}, source)
+    found = import_weights(source, out, CATEGORIES, keep_classes=True, adjust=small)
+    source.unlink()
+    return load_model(out, score_threshold=0.0), found
+
+
+def differences(
+    model: nn.Module, image: Tensor, maps: list[Tensor], expected: dict[str, Tensor]
+) -> list[str]:
+    """Return in what ways a model's output is not the oracle's; empty where it is.
+
+    Features differ by 1e-4 of their largest value at most, boxes by 0.01 px, scores by 1e-5, masks by one
+    pixel in a thousand, or by one at all: rounding decides at a probability of one half. Detections
+    of equal label are paired by their boxes: programs order them differently.
+
+    Args:
+        model: an imported model.
+        image: uint8 [3, H, W].
+        maps: the oracle's P2 to P6.
+        expected: the oracle's boxes (xyxy, exclusive), labels as category ids, scores, masks.
+    """
+    with torch.inference_mode():
+        batch, _ = model.transform([image.float() / 255])
+        features = list(model.backbone(batch.tensors).values())
+        found = model([image])[0]
+    wrong = []
+    for level, (ours, theirs) in enumerate(zip(features, maps, strict=True)):
+        if ours.shape != theirs.shape or (ours - theirs).abs().max() > 1e-4 * theirs.abs().max():
+            wrong.append(f"P{level + 2}")
+    if len(found["boxes"]) != len(expected["boxes"]):
+        return [*wrong, f"{len(found['boxes'])} detections, not {len(expected['boxes'])}"]
+    distance = (found["boxes"][:, None] - expected["boxes"]).abs().amax(2)
+    distance[found["labels"][:, None] != expected["labels"]] = float("inf")
+    nearest, pair = distance.min(1)
+    wrong += [f"{(nearest > 0.01).sum()} boxes"] if (nearest > 0.01).any() else []
+    if len(pair.unique()) != len(pair):
+        return [*wrong, "detections without a partner"]
+    off = (found["scores"] - expected["scores"][pair]).abs().max()
+    wrong += [f"scores by {off:.1e}"] if off > 1e-5 else []
+    ours, theirs = found["masks"].flatten(1), expected["masks"][pair].flatten(1)
+    different, either = (ours ^ theirs).sum(1), (ours | theirs).sum(1)
+    bad = (different > (0.001 * either).clamp(min=1)).sum()
+    return [*wrong, f"{bad} masks"] if bad else wrong

@@ -1,0 +1,162 @@
+"""An imported model computes what its own program computes, and needs every rule of its profile for it."""
+
+import pytest
+import torch
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from configs.profile import SourceProfile
+from configs.schema import Sara, Test
+from pipeline.model import build_model
+from tests.oracles.benchmark_inference import Benchmark
+from tests.oracles.cases import CATEGORIES, CLASSES, LONG, POST, PRE, SHORT, differences, imported, picture
+from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoint, spread_torchvision
+from tests.oracles.detectron2_inference import Detectron2
+
+IDS = torch.tensor([0, *(category["id"] for category in CATEGORIES)])
+# A landscape whose long side is cut, and a portrait: 128 x 157.9, padded to an odd number of cells of 32 px.
+IMAGES = [picture(1, 100, 170), picture(2, 111, 90)]
+
+
+class Case:
+    """A checkpoint of a program, our model of it, and what the program's oracle makes of the images."""
+
+    def __init__(self, program, tensors, folder, arch="R50", images=IMAGES):
+        self.program, self.images = program, images
+        self.model, self.found = imported(tensors, folder, f"{program}-{arch}")
+        oracle = (Detectron2 if program == "detectron2" else Benchmark)(tensors, arch, SHORT, LONG, PRE, POST)
+        with torch.inference_mode():
+            self.answers = [self.answer(oracle, image) for image in images]
+
+    def answer(self, oracle, image):
+        maps, _ = oracle.features(image)
+        expected = oracle.detect(image, score=0.0)
+        if self.program == "detectron2":
+            expected["labels"] = expected["labels"] + 1
+        else:
+            # As COCO results: width and height count the last pixel.
+            expected["boxes"] = torch.cat(
+                [expected["boxes"][:, :2], expected["boxes"][:, :2] + expected["boxes"][:, 2:]], 1
+            )
+        return maps, {**expected, "labels": IDS[expected["labels"]]}
+
+    def differences(self, model=None):
+        model = model or self.model
+        pairs = zip(self.images, self.answers, strict=True)
+        return [text for image, (maps, found) in pairs for text in differences(model, image, maps, found)]
+
+    def changed(self, **changes):
+        """Return the model with other rules and the same weights."""
+        own = {key: changes.pop(key) for key in list(changes) if key in SourceProfile.model_fields}
+        profile = self.found.model.profile.model_copy(update=own)
+        config = self.found.model.model_copy(update={**changes, "profile": profile})
+        test = self.model.test if "paste" not in own else self.model.test.model_copy(update=own)
+        model = build_model(config, CLASSES + 1, None, Sara(), test)
+        model.load_state_dict(self.found.tensors)
+        model.category_ids = self.model.category_ids
+        return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("imported")
+
+
+@pytest.fixture(scope="module")
+def detectron2(folder):
+    return Case("detectron2", detectron2_checkpoint(seed=4, classes=CLASSES), folder)
+
+
+@pytest.fixture(scope="module")
+def benchmark(folder):
+    return Case("maskrcnn_benchmark", benchmark_checkpoint(seed=3, classes=CLASSES + 1), folder)
+
+
+@pytest.mark.parametrize("program", ["detectron2", "benchmark"])
+def test_a_resnet_50_gives_its_programs_outputs(program, request):
+    case = request.getfixturevalue(program)
+    assert case.differences() == []
+    labels = torch.cat([found["labels"] for _, found in case.answers])
+    sizes = torch.cat([(found["boxes"][:, 2:] - found["boxes"][:, :2]).amin(1) for _, found in case.answers])
+    masks = torch.cat([found["masks"].flatten(1).sum(1) for _, found in case.answers])
+    # The case can tell: several classes, boxes of many sizes, masks that are neither empty nor full.
+    assert len(labels.unique()) >= 4 and sizes.max() > 4 * sizes.min() and (masks > 50).float().mean() > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "arch", "dcn", "trunk"),
+    [
+        ("detectron2", "X101", False, "resnext101_32x8d"),
+        ("maskrcnn_benchmark", "X101", False, "resnext101_32x8d"),
+        ("maskrcnn_benchmark", "R101", False, "resnet101"),
+        ("detectron2", "R101", True, "resnet101_dcn"),
+    ],
+)
+def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk, folder):
+    make, extra = (detectron2_checkpoint, 0) if program == "detectron2" else (benchmark_checkpoint, 1)
+    case = Case(program, make(5, arch, dcn, CLASSES + extra, 16), folder, arch, IMAGES[:1])
+    assert case.found.model.backbone == trunk and case.differences() == []
+
+
+def test_torchvisions_model_gives_its_own_outputs(folder):
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+    model = MaskRCNN(
+        backbone, CLASSES + 1, SHORT, LONG, rpn_pre_nms_top_n_test=PRE, rpn_post_nms_top_n_test=POST,
+        box_score_thresh=0.0,
+    ).eval()  # fmt: skip
+    spread_torchvision(model, seed=3)
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = 0.0
+    ours, _ = imported(model.state_dict(), folder, "torchvision")
+    for image in IMAGES:
+        with torch.inference_mode():
+            batch, _ = model.transform([image.float() / 255])
+            maps = list(model.backbone(batch.tensors).values())
+            expected = model([image.float() / 255])[0]
+        expected = {**expected, "labels": IDS[expected["labels"]], "masks": expected["masks"][:, 0] > 0.5}
+        assert differences(ours, image, maps, expected) == []
+
+
+OWN = SourceProfile()
+BROKEN = [
+    *(("detectron2", {key: getattr(OWN, key)}) for key in ("aligned", "sampling_ratio", "paste", "anchors")),
+    *(("detectron2", {key: getattr(OWN, key)}) for key in ("pixel_mean", "resize", "size_rounding")),
+    ("detectron2", {"pixel_std": (2.0, 1.0, 1.0)}),
+    ("detectron2", {"pixel_range": 1}),
+    ("detectron2", {"stride_in_1x1": False}),
+    ("detectron2", {"norm_eps": 0.0}),
+    ("detectron2", {"box_coder": (9.0, 10.0, 5.0, 5.0)}),
+    ("detectron2", {"delta_clip": 0.1}),
+    ("detectron2", {"rpn_pre_nms_test": PRE // 4}),
+    ("detectron2", {"rpn_post_nms_test": POST - 20}),
+    *(("benchmark", {key: getattr(OWN, key)}) for key in ("anchors", "legacy_boxes", "resize", "pixel_mean")),
+    ("benchmark", {"anchor_strides": "grid"}),
+    ("benchmark", {"size_rounding": "half_up"}),
+    ("benchmark", {"aligned": True}),
+    ("benchmark", {"sampling_ratio": 0}),
+    ("benchmark", {"stride_in_1x1": False}),
+    ("benchmark", {"norm_eps": 1e-5}),
+    ("benchmark", {"paste": "exact"}),
+]
+
+
+@pytest.mark.parametrize(("program", "change"), BROKEN, ids=lambda value: str(value)[:40])
+def test_no_rule_can_be_broken_unnoticed(program, change, request):
+    case = request.getfixturevalue(program)
+    assert case.differences(case.changed(**change)) != []
+
+
+def test_the_norms_are_folded_and_nothing_else_is(detectron2):
+    """What `load_model` returns differs from the unfolded model by rounding alone."""
+    unfolded = detectron2.changed()
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in detectron2.model.modules())
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in unfolded.modules())
+    assert detectron2.differences(unfolded) == []
+
+
+def test_the_own_paste_is_the_default_and_can_be_overruled(detectron2, benchmark):
+    assert (detectron2.model.test.paste, benchmark.model.test.paste) == ("exact", "legacy")
+    assert Test().paste == "legacy"
