@@ -1,21 +1,27 @@
-# mrrcnn for CPU and GPU: PyPI's torch brings its own CUDA libraries and also runs without a GPU.
+# mrrcnn for CPUs and, with a toolkit for the operator's CUDA kernels, for GPUs.
 #
-#   docker build -t mrrcnn .
-#   docker run --rm --shm-size=4g -v $PWD/runs:/runs -w /runs mrrcnn demo --run-dir demo
-#   docker run --rm --shm-size=4g --gpus all -v /nfs:/nfs -w /nfs mrrcnn run config.yaml --run-dir run
+#   docker build -t mrrcnn:0.1.0 .
+#   docker build -t mrrcnn:0.1.0-gpu --build-arg BASE=nvidia/cuda:13.2.0-devel-ubuntu24.04 .
 #
-# For the operator's CUDA kernels, build on an image with nvcc of the CUDA version that torch was built
-# for (mrrcnn doctor shows it): docker build --build-arg BASE=nvidia/cuda:...-devel-ubuntu24.04 .
+#   docker run --rm --shm-size=4g -v $PWD/runs:/runs -w /runs --user $(id -u) mrrcnn:0.1.0 demo --run-dir demo
+#   docker run --rm --shm-size=4g --gpus all -v /nfs:/nfs -w /nfs mrrcnn:0.1.0-gpu run config.yaml --run-dir run
+#
+# BASE of the GPU form has nvcc of the CUDA version that torch was built for (mrrcnn doctor shows it). Either
+# form trains on a GPU if there is one: PyPI's torch brings CUDA's libraries; the CPU form's operator is then
+# the plain PyTorch one. jobs/manifests has what starts these images on a cluster.
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+# wget: with it KubeRay asks a pod whether it is well. rsync: with it `ray up` brings files.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-dev python3-venv g++ make git \
+ && apt-get install -y --no-install-recommends python3 python3-dev python3-venv g++ make git wget rsync \
  && rm -rf /var/lib/apt/lists/*
 
 RUN python3 -m venv /opt/mrrcnn
 ENV PATH=/opt/mrrcnn/bin:$PATH
+# KubeRay starts Ray in a login shell, whose profile sets the path anew.
+RUN echo 'export PATH=/opt/mrrcnn/bin:$PATH' > /etc/profile.d/mrrcnn.sh
 
 WORKDIR /app
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
@@ -30,6 +36,9 @@ RUN pip install -c constraints.txt torch setuptools wheel ninja \
  && pip install -c constraints.txt --no-build-isolation -e . \
  && mrrcnn doctor --run-dir /tmp
 
+# Whoever runs it, root or not, has a home that can be written to.
+ENV HOME=/home/mrrcnn
+RUN mkdir -p /home/mrrcnn /data && chmod 1777 /home/mrrcnn /data
 WORKDIR /data
 ENTRYPOINT ["mrrcnn"]
 CMD ["--help"]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mrrcnn$(subst /,-,$(CURDIR))
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find ops/csrc -type f)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test faults lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python -m jobs.cli demo $(ARGS)
@@ -14,6 +14,10 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+# Kills, torn files, full disks, dead servers: the whole takes hours on two cores; ARGS="elastic disk" a part.
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,8 +6,8 @@ The CPU library is built wherever torch and a C++20 compiler are found, the CUDA
 torch are too (no GPU is needed to compile). What cannot be built is left out: the package installs, runs that
 part on ops/reference.py, and one line says so (pip shows it with -v; `ops.backend_info()` at any time).
 
-Read from the environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST (default "8.0;9.0+PTX"), MAX_JOBS, CXX, and
-FORCE_CUDA (1: a CUDA library that cannot be built is an error; 0: do not try).
+Read from the environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST (default "7.5;8.0;9.0+PTX": T4 and newer),
+MAX_JOBS, CXX, and FORCE_CUDA (1: a CUDA library that cannot be built is an error; 0: do not try).
 """
 
 import os
@@ -20,7 +20,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
 
 
 def find_cuda_home() -> str | None:

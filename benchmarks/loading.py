@@ -44,7 +44,7 @@ class Ours(Dataset):
 
     def __getitem__(self, place: int) -> tuple[Tensor, dict]:
         image, target = self.samples[place, place]
-        return RESIZE(image.float().div(255), target)
+        return RESIZE(image.float().div_(255), target)
 
 
 class DecodeAndResize(Dataset):
@@ -58,7 +58,7 @@ class DecodeAndResize(Dataset):
 
     def __getitem__(self, place: int) -> Tensor:
         image = decode_image(self.contents[place], mode=ImageReadMode.RGB)
-        return RESIZE(image.float().div(255))[0]
+        return RESIZE(image.float().div_(255))[0]
 
 
 def coco_detection(images: Path, annotations: Path, resize: Callable | None = None) -> CocoDetection:
@@ -74,12 +74,12 @@ def rasterised(images: Path, annotations: Path, resize: Callable | None = None) 
 
 
 def _resize_image(image: Image, target: object) -> tuple[Tensor, object]:
-    return RESIZE(pil_to_tensor(image).float().div(255))[0], target
+    return RESIZE(pil_to_tensor(image).float().div_(255))[0], target
 
 
 def _resize_both(image: Image, target: dict) -> tuple[Tensor, dict]:
     """Bring the target to the network's scale too; without annotations torchvision makes no boxes."""
-    return RESIZE(pil_to_tensor(image).float().div(255), target if "boxes" in target else None)
+    return RESIZE(pil_to_tensor(image).float().div_(255), target if "boxes" in target else None)
 
 
 def contenders(

@@ -30,7 +30,7 @@ def load_config(
     Raises:
         ConfigError: file missing, no mapping, unknown key (the nearest one is named), bad value.
     """
-    tree = _read(Path(path))
+    tree = read_tree(Path(path))
     for override in overrides:
         apply_override(tree, override)
     given = [override.partition("=")[0] for override in overrides]
@@ -45,7 +45,7 @@ def parse_config(tree: dict[str, Any], name: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_explain(error)}") from None
+        raise ConfigError(f"{name}: {explain(error)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -53,7 +53,12 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, or holds something else.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -78,6 +83,11 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = _number(yaml.safe_load(text))
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
+    dotted(tree, key, value)
+
+
+def dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key of a nested mapping, whose sections are made as needed."""
     *parents, leaf = key.split(".")
     for parent in parents:
         if not isinstance(tree.get(parent), dict):
@@ -96,15 +106,16 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(dict.fromkeys(_explain_one(item) for item in error.errors()))
+def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
+    """Return what is wrong with a tree in one line; unknown keys are told the section's nearest one."""
+    return "; ".join(dict.fromkeys(_explain_one(item, section) for item in error.errors()))
 
 
-def _explain_one(item: dict[str, Any]) -> str:
+def _explain_one(item: dict[str, Any], section: type[BaseModel]) -> str:
     location = [str(part) for part in item["loc"] if part not in ("shards", "coco")]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(location)}"
+        return f"unknown key {key}{_nearest(location, section)}"
     if item["type"] == "missing":
         return f"{key} is missing; set it in the file or with --set {key}=..."
     message = item["msg"].removeprefix("Value error, ")
@@ -113,8 +124,8 @@ def _explain_one(item: dict[str, Any]) -> str:
     return f"{key}: {message}{shown}" if key else message
 
 
-def _nearest(location: list[str]) -> str:
-    candidates = difflib.get_close_matches(".".join(location), list(known_keys(Config)), n=1, cutoff=0.5)
+def _nearest(location: list[str], section: type[BaseModel]) -> str:
+    candidates = difflib.get_close_matches(".".join(location), list(known_keys(section)), n=1, cutoff=0.5)
     return f"; did you mean {candidates[0]}?" if candidates else ""
 
 

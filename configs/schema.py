@@ -192,7 +192,10 @@ class Train(Section):
 
 
 class Test(Section):
-    """Inference: changing any of it redoes `evaluate` and `report` only."""
+    """Inference and scoring: changing any of it redoes `evaluate` and `report` only.
+
+    `scorer` computes the AP: faster_coco_eval gives pycocotools' numbers (to 1e-10) in a fifth of its time.
+    """
 
     # Not a test case, whatever pytest makes of the name.
     __test__: ClassVar[bool] = False
@@ -206,6 +209,7 @@ class Test(Section):
     topk: Positive = 100
     paste: Literal["legacy", "exact"] = "legacy"
     cls_scores: Literal["fused", "refined"] = "fused"
+    scorer: Literal["faster_coco_eval", "pycocotools"] = "faster_coco_eval"
 
 
 class DeepSpeed(Section):

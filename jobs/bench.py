@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # What each benchmark takes, and what it is given if nothing is said; None is not passed on.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ops": {"device": "cpu", "repeats": 10, "threads": [1], "out": None},
+    "train": {"workers": 2, "repeats": 5, "out": None},
     "data": {"workers": 2, "repeats": 5, "images": None, "coco": None, "only": None, "out": None},
+    "eval": {"images": 5000, "detections": 100, "repeats": 3, "out": None},
 }
 
 

@@ -104,10 +104,10 @@ def _indivisible(config: Config, workers: int) -> str:
 
 
 def check_sources(config: Config) -> None:
-    """Raise BadInput if shards are at a URL with a password."""
+    """Raise BadInput if data are at a URL with a password."""
     for source in (config.data.train, config.data.val):
-        if isinstance(source, str):
-            check_url(source)
+        for place in (source,) if isinstance(source, str) else (source.images, source.annotations):
+            check_url(place)
 
 
 def check_splits(train: str | Path, val: str | Path, cache: Cache) -> None:

@@ -7,6 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.options import (
+    RUN_DIR_HELP,
+    Address,
+    Checkpoint,
+    ConfigFile,
+    LauncherOption,
+    MinWorkers,
+    Out,
+    Parallel,
+    Redo,
+    RunDir,
+    Set,
+    SweepSet,
+    Workers,
+)
+
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -17,44 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
-
-RUN_DIR_HELP = "Run directory on a POSIX file system that every node sees."
-Stage = Literal["shard", "baseline", "refine", "control", "evaluate", "report"]
-Launcher = Literal["ray", "torchrun", "local"]
-
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML config, such as configs/demo.yaml.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
-]
-RunDir = Annotated[str, typer.Option(help=RUN_DIR_HELP)]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Ranks; local has one.", show_default="one per GPU of this machine, or 1 without"
-    ),
-]
-LauncherOption = Annotated[
-    Launcher, typer.Option(help="ray: Ray Train; torchrun: this machine; local: one process, no cluster.")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="A running Ray cluster: auto, or HEAD:6379.", show_default="a private one on this machine"
-    ),
-]
-MinWorkers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Go on with as few when nodes of the cluster are lost, and grow again when they are back.",
-        show_default="as many as --workers: wait for lost ones",
-    ),
-]
-Redo = Annotated[
-    Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
-]
-Out = Annotated[Path, typer.Option(help="Folder to write to; made if absent.")]
-Checkpoint = Annotated[Path, typer.Argument(help="A weights.safetensors of a run.")]
 
 
 @app.command()
@@ -113,12 +91,13 @@ def shard(
 
 @app.command()
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="A directory of shards.")],
+    directory: Annotated[str, typer.Argument(help="A directory of shards, or a URL of one.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the two pictures.", show_default="the directory")
+        Path | None,
+        typer.Option(help="Folder of the two pictures; a URL needs one.", show_default="the directory"),
     ] = None,
 ) -> None:
-    """Verify every checksum of a directory of shards; statistics (also as a picture), a contact sheet."""
+    """Verify every checksum of shards, decode every image; statistics (with a picture), a contact sheet."""
     from jobs.verbs import inspect_directory
 
     inspect_directory(directory, out)
@@ -157,6 +136,26 @@ def submit(
     from jobs.verbs import submit_config
 
     raise typer.Exit(submit_config(config, set_, run_dir, workers, address, redo, min_workers))
+
+
+@app.command()
+def sweep(
+    table: Annotated[str, typer.Argument(metavar="SWEEP", help="YAML, such as configs/tables/table3.yaml.")],
+    set_: SweepSet = None,
+    run_dir: Annotated[
+        str, typer.Option(help=f"{RUN_DIR_HELP} Tables in the same one share what they have in common.")
+    ] = "runs/tables",
+    workers: Workers = None,
+    launcher: LauncherOption = "ray",
+    address: Address = None,
+    parallel: Parallel = None,
+) -> None:
+    """Do a table's rows that are not done, and compare them with the paper and each other."""
+    from jobs.sweep import run_sweep
+    from jobs.verbs import default_workers
+
+    ranks = default_workers(workers, launcher, 1)
+    raise typer.Exit(run_sweep(table, set_ or [], run_dir, ranks, launcher, address, parallel))
 
 
 @app.command()
@@ -268,11 +267,15 @@ def report(
 @app.command()
 def bench(
     what: Annotated[
-        Literal["ops", "data"],
-        typer.Argument(help="ops: Shape-aware RoIAlign; data: sharding and loading."),
+        Literal["ops", "data", "train", "eval"],
+        typer.Argument(
+            help="ops: Shape-aware RoIAlign; data: sharding and loading; train: checkpoints and restarts; "
+            "eval: scoring."
+        ),
     ],
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5")
+        int | None,
+        typer.Option(min=1, help="Turns of every contender.", show_default="ops 10, data 5, train 5, eval 3"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file.", show_default="none")] = None,
     device: Annotated[
@@ -282,10 +285,17 @@ def bench(
         list[int] | None, typer.Option(min=1, help="ops: CPU threads; repeatable.", show_default="1")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="data: processes that shard, and that load.", show_default="2")
+        int | None,
+        typer.Option(
+            min=1, help="data: processes that shard, and that load; train: ranks.", show_default="2"
+        ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="data: synthetic images.", show_default="1000")
+        int | None,
+        typer.Option(min=1, help="data, eval: made images.", show_default="data 4000, eval 5000"),
+    ] = None,
+    detections: Annotated[
+        int | None, typer.Option(min=1, help="eval: made results an image.", show_default="100")
     ] = None,
     coco: Annotated[
         Path | None,
@@ -300,7 +310,7 @@ def bench(
     from jobs.bench import run_benchmark
 
     asked = {"repeats": repeats, "out": out, "device": device, "threads": threads}
-    asked |= {"workers": workers, "images": images, "coco": coco, "only": only}
+    asked |= {"workers": workers, "images": images, "coco": coco, "only": only, "detections": detections}
     raise typer.Exit(run_benchmark(what, asked))
 
 
@@ -325,11 +335,12 @@ def demo(
         int | None, typer.Option(min=1, help="Ranks.", show_default="one per GPU, at most 2; 2 without")
     ] = None,
     launcher: LauncherOption = "ray",
+    address: Address = None,
 ) -> None:
     """Run everything on synthetic data: what `make demo` runs."""
     from jobs.demo import run_demo
 
-    run_demo(run_dir, seed, set_, workers, launcher)
+    run_demo(run_dir, seed, set_, workers, launcher, address)
 
 
 def main(arguments: list[str] | None = None) -> None:

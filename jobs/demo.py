@@ -14,7 +14,12 @@ DATA_SEED = 0
 
 
 def run_demo(
-    run_dir: str, seed: int, overrides: list[str] | None, workers: int | None, launcher: str
+    run_dir: str,
+    seed: int,
+    overrides: list[str] | None,
+    workers: int | None,
+    launcher: str,
+    address: str | None = None,
 ) -> None:
     """Synthesise the data once, run configs/demo.yaml on it, and show AP, pictures and where MLflow is."""
     from configs.load import load_config
@@ -33,7 +38,7 @@ def run_demo(
     workers = default_workers(workers, launcher, 2, most=2)
     check_workers(config, workers, launcher)
     make_data(path)
-    run_pipeline(config, path, workers, launcher)
+    run_pipeline(config, path, workers, launcher, address)
     show_summary(path)
 
 

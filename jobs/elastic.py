@@ -62,45 +62,66 @@ def elastic_trainer(plan: Plan, **settings: Any) -> Any:
 
 def scaling_policy(plan: Plan, config: Any) -> Any:
     """Return Ray's elastic policy, held to legal sizes, that grows right after a checkpoint only."""
-    import ray
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
     class LegalSizes(ElasticScalingPolicy):
         room, said, newest = 0, "", None
 
-        def _count_possible_workers(self, reserved: dict[str, Any]) -> int:
-            # What is reserved may be half a minute old; nodes that are known to be gone hold nobody.
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            self.room = super()._count_possible_workers({k: v for k, v in reserved.items() if k in alive})
+        def _get_reserved_resources(self) -> dict[str, Any]:
+            # Ray's own book of who has asked for what keeps a killed driver's wishes for three minutes.
+            return free_or_ours()
+
+        def _count_possible_workers(self, free: dict[str, Any]) -> int:
+            self.room = super()._count_possible_workers(free)
             return plan.largest(self.room)
 
         def make_decision_for_non_running_worker_group(self) -> Any:
             decision = super().make_decision_for_non_running_worker_group()
             if isinstance(decision, NoopDecision):
-                self.say(f"waiting for {plan.sizes[0]} worker(s), the cluster has room for {self.room}")
+                self.say(f"waiting for {plan.sizes[0]}, the cluster has room for {self.room}")
             else:
-                self.say(f"starting {decision.num_workers} of {plan.sizes[-1]} worker(s)")
+                self.say(f"starting {decision.num_workers} of {plan.sizes[-1]}", again=True)
             return decision
 
         def make_decision_for_running_worker_group(self, worker_group_state: Any, **status: Any) -> Any:
             # Unless it is repeated, the cluster's autoscaler forgets what is wanted.
             self._maybe_send_resource_request()
-            before, self.newest, now = self.newest, plan.newest(), worker_group_state.num_workers
+            now, before, self.newest = worker_group_state.num_workers, self.newest, plan.newest()
             if now == plan.sizes[-1] or before in (None, self.newest):
                 return NoopDecision()
             decision = super().make_decision_for_running_worker_group(worker_group_state, **status)
             if isinstance(decision, NoopDecision) or decision.num_workers <= now:
                 return NoopDecision()
+            self.say(f"the cluster has room for {self.room} again; going on from {self.newest}")
             self.newest = None
-            self.say(f"the cluster has room for {self.room} worker(s) again; going on from {plan.newest()}")
             return decision
 
-        def say(self, line: str) -> None:
-            if line != self.said:
+        def say(self, line: str, again: bool = False) -> None:
+            if again or line != self.said:
                 plan.say(f"workers: {line}")
             self.said = line
 
     return LegalSizes(config)
+
+
+def free_or_ours() -> dict[str, dict[str, float]]:
+    """Return what this job's workers may have of every live node: what is free, and what they hold already.
+
+    A failed group keeps its place until the next is started.
+    """
+    import ray
+    from ray._private.state import available_resources_per_node
+    from ray.util import placement_group_table
+
+    room, job = available_resources_per_node(), ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        # The name of a placement group ends with that of the job that made it.
+        if group["state"] == "REMOVED" or not name.endswith(job):
+            continue
+        for place, node in group["bundles_to_node_id"].items():
+            for resource, amount in group["bundles"][place].items() if node in room else ():
+                room[node][resource] = room[node].get(resource, 0) + amount
+    return room
 
 
 def failure_policy(plan: Plan, config: Any) -> Any:

@@ -8,8 +8,7 @@ from jobs.ledger import Ledger, Values, changed_keys
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
 from shards.files import sha256_of
-from shards.folder import hash_file, is_remote
-from shards.remote import is_url
+from shards.remote import hash_file, is_remote, local_path, shown
 from shards.source_images import first_changed
 
 # In the order they run; each with the stages whose outputs it reads.
@@ -111,7 +110,7 @@ def shards_of(run_dir: Path, config: Config, split: str) -> Path | str:
     """Return the shard directory of "train" or "val": the user's own, which may be a URL, or the run's."""
     source = getattr(config.data, split)
     if isinstance(source, str):
-        return source if is_url(source) else Path(source)
+        return source if is_remote(source) else local_path(source)
     return run_dir / "shards" / split
 
 
@@ -126,7 +125,7 @@ def dataset_hash(place: Path | str, cache: Cache) -> str:
     Raises:
         BadInput: there are no such shards.
     """
-    if not is_url(place) and not Path(place, "dataset.json").is_file():
+    if not is_remote(place) and not (local_path(place) / "dataset.json").is_file():
         raise BadInput(f"{place}: holds no dataset.json; give a directory that mrrcnn shard has finished")
     from shards.read import ShardDataset
 
@@ -136,7 +135,7 @@ def dataset_hash(place: Path | str, cache: Cache) -> str:
 def _split_hash(split: str, config: Config, ledger: Ledger) -> str | None:
     source = getattr(config.data, split)
     gone = isinstance(source, CocoSource) and not (
-        is_remote(source.annotations) or Path(source.annotations).exists()
+        is_remote(source.annotations) or local_path(source.annotations).exists()
     )
     if gone and ledger.state("shard") == "done":
         # Shards need their source no more, and it may be large.
@@ -157,7 +156,7 @@ def file_hash(path: str | None) -> str | None:
         return None if path is None else hash_file(path)
     except OSError as error:
         raise BadInput(
-            f"{path}: cannot be read ({error.strerror or error}); correct the path in the config"
+            f"{shown(path)}: cannot be read ({error.strerror or error}); correct the path in the config"
         ) from None
 
 
@@ -179,7 +178,7 @@ def _check_source_images(run_dir: Path, config: Config) -> None:
         source = getattr(config.data, split)
         if not isinstance(source, CocoSource):
             continue
-        changed = first_changed(shards_of(run_dir, config, split), Path(source.images))
+        changed = first_changed(shards_of(run_dir, config, split), local_path(source.images))
         if changed is not None:
             raise BadInput(
                 f"{Path(source.images, changed)}: is not the image that {run_dir} was sharded from; "

@@ -1,5 +1,6 @@
 """Runs a task on every rank: under Ray Train, under torchrun, or in this process."""
 
+import atexit
 import json
 import os
 import shutil
@@ -77,12 +78,15 @@ def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> 
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     # Whatever a surrounding scheduler says of ranks, this is the only one.
     os.environ.update({**alone, "MASTER_PORT": _free_port(), **worker_environment(1)})
-    try:
-        work(task, payload, str(scratch))
-    finally:
-        # Its threads would outlive the interpreter, which then ends with SIGABRT.
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    # Not before: DeepSpeed keeps its groups from one stage to the next.
+    atexit.register(_end_group)
+    work(task, payload, str(scratch))
+
+
+def _end_group() -> None:
+    # Its threads would outlive the interpreter, which then ends with SIGABRT.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> str | None:

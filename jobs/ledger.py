@@ -118,7 +118,10 @@ def hash_of(values: Values) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError("its end is missing")
+    tree = json.loads(text)
     if not isinstance(tree, dict) or tree.get("format") != 1 or "stages" not in tree:
         raise ValueError("it is no ledger of this version")
     return tree

@@ -46,6 +46,7 @@ class Run:
     sizes: tuple[int, ...]
     ledger: Ledger
     tracker: Any
+    lender: Path | None = None
 
 
 def run_pipeline(
@@ -56,11 +57,23 @@ def run_pipeline(
     address: str | None = None,
     redo: str | None = None,
     min_workers: int | None = None,
+    stages: tuple[str, ...] | None = None,
+    lender: Path | None = None,
 ) -> None:
     """Do every stage that is not done; the same call again goes on where the last one ended.
 
-    With `min_workers`, a cluster that has lost nodes goes on with as many workers as it has room for, if
-    these are legal and not fewer, and takes on more when it can; without, it waits for all of them.
+    Args:
+        config: the resolved config.
+        run_dir: the run directory.
+        workers: number of ranks.
+        launcher: see `jobs.launch.launch`.
+        address: of a running Ray cluster; None starts a private one.
+        redo: a stage to do again, with all that depends on it.
+        min_workers: a cluster that has lost nodes goes on with as many workers as it has room for, if these
+            are legal and not fewer, and takes on more when it can; None: it waits for all of them.
+        stages: only these; None: all.
+        lender: a run directory whose finished stages are taken over, as links, where they had the same
+            inputs.
 
     Raises:
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
@@ -86,9 +99,10 @@ def run_pipeline(
             discard(path, stage)
         write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
         with tracking(config, path, ledger, lease.attempt) as tracker:
-            run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker)
+            run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker, lender)
             for stage, work in STAGES.items():
-                _do_once(run, stage, work)
+                if stages is None or stage in stages:
+                    _do_once(run, stage, work)
         shutil.rmtree(path / ".jobs", ignore_errors=True)
 
 
@@ -103,10 +117,19 @@ def shard(run: Run) -> None:
             out = shards_of(run.path, run.config, split)
             keys = {"on_bad", "repair", "max_pixels", "shard_size_mb"}
             with showing_findings(out):
-                options = data.model_dump(include=keys)
+                options = data.model_dump(include=keys) | {"spreading": _spreading(run)}
                 write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
     train, val = (shards_of(run.path, run.config, split) for split in ("train", "val"))
     check_splits(train, val, cache_of(run.config))
+
+
+def _spreading(run: Run) -> Any:
+    """Return what shards on the cluster that the run was given; None for processes of this machine."""
+    if run.launcher != "ray" or run.address is None:
+        return None
+    from jobs.ray_tasks import ray_tasks
+
+    return ray_tasks(run.address, None)
 
 
 def baseline(run: Run) -> None:
@@ -166,7 +189,10 @@ STAGES = {
 def discard(run_dir: Path, stage: str) -> None:
     """Delete whatever a stage has written."""
     folder = _folder(run_dir, stage)
-    if folder.exists():
+    if folder.is_symlink():
+        # Another run directory's work, which is its own to delete.
+        folder.unlink()
+    elif folder.exists():
         say(f"{stage}: deleting {folder}")
         shutil.rmtree(folder)
 
@@ -178,11 +204,16 @@ def _folder(run_dir: Path, stage: str) -> Path:
 def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
+        if run.tracker.has_lost_events():
+            run.tracker.stage_started(stage, run.attempt, hash_of(run.ledger.inputs(stage)))
+            note_results(run.tracker, run.config, run.path, run.ledger, stage)
         return say(f"{stage}: done already")
     if state == "forgotten":
         # Left by a command that was killed between forgetting a stage and deleting its output.
         discard(run.path, stage)
     inputs = stage_inputs(stage, run.config, run.ledger)
+    if run.lender is not None and _borrow(run, stage, inputs):
+        return say(f"{stage}: done already in {run.lender}")
     run.ledger.begin(stage, inputs, run.attempt)
     run.tracker.stage_started(stage, run.attempt, hash_of(inputs))
     say(f"{stage}: {'going on' if state in ('running', 'failed') else 'starting'}")
@@ -196,6 +227,19 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     # Before the stage counts as done: a kill in between would leave its results untold for ever.
     note_results(run.tracker, run.config, run.path, run.ledger, stage)
     run.ledger.finish(stage, outputs)
+
+
+def _borrow(run: Run, stage: str, inputs: dict[str, Any]) -> bool:
+    """Return whether the lender has done this stage from the same inputs; then it is ours as well."""
+    lent, folder = Ledger.load(run.lender), _folder(run.path, stage)
+    if lent.state(stage) != "done" or lent.inputs(stage) != inputs or not _folder(run.lender, stage).is_dir():
+        return False
+    # Begun before it is linked: a folder that the ledger does not know would be refused as somebody else's.
+    run.ledger.begin(stage, inputs, run.attempt)
+    if not folder.is_symlink():
+        folder.symlink_to(os.path.relpath(_folder(run.lender, stage), run.path))
+    run.ledger.finish(stage, lent.outputs(stage))
+    return True
 
 
 def _train(run: Run, stage: str, init_weights: Path | None) -> None:

@@ -82,8 +82,9 @@ def connect(address: str) -> Any:
     shown = redact(address)
     if not address.startswith(("http://", "https://")):
         raise BadInput(f"--address {shown}: is no URL of a job server; give one such as http://HEAD:8265")
-    # Of every package and every closed connection it would speak.
-    logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+    # Of every package and every closed connection they would speak.
+    for name in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()

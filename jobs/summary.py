@@ -69,10 +69,14 @@ def show_findings(shards: str | Path) -> None:
 
 def show_statistics(found: dict[str, Any]) -> None:
     """Print what `inspect` found in a directory of shards, damage last."""
-    apart = ("damaged", "categories")
+    apart = ("damaged", "complaints", "categories")
     rows = [[name.replace("_", " "), _in_words(value)] for name, value in found.items() if name not in apart]
     show_table("shards", ["", ""], rows)
     _show_categories(found["categories"])
+    if found["complaints"]:
+        say("trained on as they are, but perhaps damaged before they were sharded:")
+    for line in found["complaints"]:
+        say(f"  {line}")
     say("every checksum is right" if not found["damaged"] else "damaged:")
     for line in found["damaged"]:
         say(f"  {line}")

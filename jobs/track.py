@@ -45,7 +45,8 @@ def note_results(tracker: Any, config: Config, run_dir: Path, ledger: Ledger, st
         if stage == "evaluate":
             metrics = json.loads(path.read_text(encoding="utf-8"))
             metrics.pop("per_category", None)
-            tracker.log_metrics(stage, {name: metrics}, step=ledger.tree["attempt"])
+            # The attempt that has begun the stage: noted again, it is the same point.
+            tracker.log_metrics(stage, {name: metrics}, step=ledger.tree["stages"][stage]["attempt"])
     if stage == "report":
         tracker.log_artifact(stage, run_dir / "report")
     tracker.stage_finished(stage)

@@ -9,7 +9,7 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import absolute
+from shards.remote import shown
 
 
 def shard_source(
@@ -103,23 +103,14 @@ def evaluate_checkpoint(
 
     test = test_settings(overrides or [], checkpoint)
     ShardDataset(shards, verify=False)
-    from jobs.launch import launch
-    from jobs.worker import detect_parts
-    from pipeline.evaluate import score
+    from jobs.evaluation import detect_and_score
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=out.resolve()) as scratch:
-        parts = Path(scratch, "parts")
-        parts.mkdir()
-        payload = {
-            "jobs": [{"weights": str(checkpoint.resolve()), "parts": str(parts)}],
-            "shards": absolute(shards),
-            "test": test.model_dump(mode="json"),
-            "cache": {},
-        }
         workers = default_workers(workers, launcher, 1)
-        launch(detect_parts, payload, Path(scratch, "jobs"), workers, launcher, address)
-        metrics = score(shards, parts, out)
+        metrics = detect_and_score(
+            checkpoint, shards, out, test, Path(scratch, "work"), workers, launcher, address
+        )
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
@@ -153,15 +144,17 @@ def test_settings(overrides: list[str], checkpoint: Path | None = None) -> Test:
     return parse_config(tree, "--set").test
 
 
-def inspect_directory(directory: Path, out: Path | None) -> None:
-    """Verify a directory of shards, show its statistics, draw them and a contact sheet."""
+def inspect_directory(directory: str, out: Path | None) -> None:
+    """Verify a directory or URL of shards, show its statistics, draw them and a contact sheet."""
     from jobs.summary import show_statistics
     from shards.inspect import inspect_shards
 
     found = inspect_shards(directory, out and out / "contact_sheet.png")
     show_statistics(found)
     if found["damaged"]:
-        raise BadInput(f"{directory}: {len(found['damaged'])} damaged, as listed; write these shards again")
+        raise BadInput(
+            f"{shown(directory)}: {len(found['damaged'])} damaged, as listed; write these shards again"
+        )
 
 
 def report_runs(run_dirs: list[Path], out: Path | None) -> None:

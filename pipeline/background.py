@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import Tensors, prune_checkpoints, save_checkpoint
+from pipeline.step_note import InStep
 
 
 class CheckpointWriter:
@@ -53,9 +54,11 @@ class CheckpointWriter:
             pending.result()
 
     def _write(self, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
-        save_checkpoint(self._directory, step, weights, momentum, state, self._may_commit)
-        self._may_commit()
-        prune_checkpoints(self._directory, self._keep, self._every)
+        # Told a step or more later, depending on the disk; it is of this one.
+        with InStep(step):
+            written = save_checkpoint(self._directory, step, weights, momentum, state, self._may_commit)
+            self._may_commit()
+            prune_checkpoints(self._directory, self._keep, self._every, written)
 
 
 def _copy(tensors: Tensors) -> Tensors:

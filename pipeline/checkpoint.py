@@ -88,17 +88,19 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return found
 
 
-def prune_checkpoints(directory: Path, keep: int, every: int = 0) -> None:
+def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | None = None) -> None:
     """Delete what need not be kept, and whatever a killed writer left half-done.
 
     Kept are the `keep` newest, those whose step is a multiple of `every` (0: none), and always the newest
-    that verifies. Only the holder of the stage's claim may call this: others may still be writing.
+    that verifies; `sound`, just written, need not be read again. Only the holder of the stage's claim may
+    call this: others may still be writing.
     """
     for left in directory.glob(".step-*.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
     newest_first = sorted(directory.glob(NAMES), reverse=True)
     spare = [path for path in newest_first[keep:] if not (every and _step_of(path) % every == 0)]
-    if not spare or all(defects(path) for path in newest_first if path not in spare):
+    kept = [path for path in newest_first if path not in spare]
+    if not spare or not any(path == sound or not defects(path) for path in kept):
         return
     for path in spare:
         # First another name: a deletion that is killed must not leave half a checkpoint behind.
@@ -110,7 +112,7 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0) -> None:
 def defects(path: Path) -> str:
     """Return what is wrong with a checkpoint, or an empty string when every file verifies."""
     try:
-        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = _read_manifest(path)["files"]
         missing = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(files)
         if missing:
             return f"manifest.json does not list {', '.join(sorted(missing))}"
@@ -129,6 +131,13 @@ def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, s
     for path in folder.iterdir():
         flush_path(path)
     flush_path(folder)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    text = (path / "manifest.json").read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError("its end is missing")
+    return json.loads(text)
 
 
 def _os_error(error: SafetensorError, path: Path) -> OSError:

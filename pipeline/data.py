@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import Config, Schedule
 from pipeline.network.gt_masks import GroundTruthMasks
+from shards.ahead import Ahead
 from shards.batches import GlobalBatches
 from shards.errors import BadInput, CorruptSample
 from shards.masks import compress_mask
@@ -124,8 +125,9 @@ def training_batches(
 
     What is yielded depends on nothing but its arguments: not on workers, nor on what was read before.
     """
+    order = sample_order(dataset, config)
     batches = GlobalBatches(
-        sample_order(dataset, config),
+        order,
         aspects=dataset.entries.aspects,
         batch=schedule.batch,
         accumulate=schedule.accumulate,
@@ -137,16 +139,21 @@ def training_batches(
     )
     samples = TrainingSamples(dataset, config.seed, config.train.hflip, config.data.on_corrupt)
     workers = config.data.loader_workers
-    ahead = 4 if workers else None
+    prefetch = 4 if workers else None
     loader = DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, collate_fn=list, prefetch_factor=ahead
+        samples, batch_sampler=batches, num_workers=workers, collate_fn=list, prefetch_factor=prefetch
     )
+    ahead = Ahead(dataset, order, schedule.iters * schedule.batch)
     try:
-        yield from loader
+        for number, batch in enumerate(loader, start_step * schedule.accumulate):
+            ahead.reached(number // schedule.accumulate * schedule.batch)
+            yield batch
     except BadInput as error:
         # A loader process puts its traceback before the line that the user needs.
         line = str(error).strip().splitlines()[-1]
         raise BadInput(line.partition(f"{type(error).__name__}: ")[2] or line) from None
+    finally:
+        ahead.close()
 
 
 def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], list[dict[str, Any]], int]:
@@ -158,7 +165,7 @@ def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], li
 
 def to_network(batch: Batch, device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Return images as floats in 0..1 and targets, both on a device."""
-    images = [image.to(device).float().div(255) for image, _ in batch]
+    images = [image.to(device).float().div_(255) for image, _ in batch]
     targets = [
         {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
         for _, target in batch

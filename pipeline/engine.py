@@ -63,14 +63,24 @@ def set_lr(engine: Any, lr: float) -> None:
 
 
 def momentum_by_name(engine: Any) -> dict[str, Tensor]:
-    """Return the momentum of every trained parameter, fp32 in the parameter's shape. Collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state
+    """Return the momentum of every trained parameter, fp32 in the parameter's shape; {} but on rank 0.
 
+    Collective. DeepSpeed's own safe_get_full_optimizer_state gathers parameter by parameter, to all ranks.
+    """
+    parameters = trained(engine.module)
     if engine.zero_optimization_stage() == 0:
-        return {name: _state(engine)[parameter][MOMENTUM] for name, parameter in trained(engine.module)}
-    return {
-        name: safe_get_full_optimizer_state(parameter, MOMENTUM) for name, parameter in trained(engine.module)
-    }
+        found = {name: _state(engine)[parameter][MOMENTUM] for name, parameter in parameters}
+        return {} if dist.get_rank() else found
+    sizes = [parameter.numel() for _, parameter in parameters]
+    whole = torch.zeros(sum(sizes), device=engine.device)
+    for (_, parameter), place in zip(parameters, whole.split(sizes), strict=True):
+        _put_fragment(parameter, place)
+    # Each element is on one rank and zero on the others, so the sum is exact.
+    dist.reduce(whole, dst=0)
+    if dist.get_rank():
+        return {}
+    pieces = zip(parameters, whole.split(sizes), strict=True)
+    return {name: piece.view_as(parameter) for (name, parameter), piece in pieces}
 
 
 def restore(engine: Any, weights: dict[str, Tensor], momentum: dict[str, Tensor]) -> None:
@@ -122,6 +132,13 @@ def _link_momentum(engine: Any) -> None:
         optimizer.optimizer.state[partition][MOMENTUM] = torch.zeros_like(partition)
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _put_fragment(parameter: nn.Parameter, place: Tensor) -> None:
+    fragment = parameter._hp_mapping
+    if fragment is not None:
+        address = fragment.lp_fragment_address
+        place.narrow(0, address.start, address.numel).copy_(fragment.get_hp_fragment(MOMENTUM))
 
 
 def _state(engine: Any) -> dict[Any, Any]:

@@ -4,11 +4,9 @@
 on one process and off the training path, and refuses a set that is not exactly the whole.
 """
 
-import io
 import json
 import logging
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,9 +16,11 @@ import torch
 from torch import Tensor
 
 from configs.schema import Test
-from pipeline.scoring.coco_ap import Kind, evaluate_kind, prepare_annotations
+from pipeline.scoring.coco_ap import evaluate_countings, prepare_annotations
 from pipeline.scoring.coco_results import Result, coco_results
+from pipeline.scoring.evaluators import Kind, Scorer
 from pipeline.scoring.huddled import huddled_ids
+from pipeline.scoring.server import check_server_zip, write_server_zip
 from shards.cache import Cache
 from shards.errors import BadInput
 from shards.files import encode_json, sha256_of, write_atomic
@@ -30,7 +30,6 @@ from shards.remote import absolute
 log = logging.getLogger(__name__)
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
-SERVER_NAME = "detections_test-dev2017_mrrcnn_results"
 
 
 def detect(
@@ -52,9 +51,11 @@ def detect(
         BadInput: weights whose categories are not the shards' categories.
     """
     from pipeline.model import load_model
+    from pipeline.network.paste import paste_runs
 
     dataset = ShardDataset(shards, cache=cache)
     model = load_model(weights, test=test)
+    model.paste = paste_runs
     check_categories(model.categories, dataset.categories, weights, shards)
     device = _device()
     indices = range(rank, len(dataset), world)
@@ -81,7 +82,7 @@ def detect_images(
 ) -> Iterator[Result]:
     """Yield the COCO results of the images at `indices`, image by image.
 
-    Masks become RLE before the next batch is read: memory holds the masks of `batch` images, never more.
+    Masks become RLE before the next batch is read; with `paste_runs` they never are anything else.
     """
     report_every = max(1, len(indices) // 10)
     for start in range(0, len(indices), batch):
@@ -96,13 +97,17 @@ def detect_images(
 
 
 def score(
-    shards: str | Path, parts_dir: str | Path, out_dir: str | Path, cache: Cache | None = None
+    shards: str | Path,
+    parts_dir: str | Path,
+    out_dir: str | Path,
+    cache: Cache | None = None,
+    algorithm: str = "mrrcnn",
 ) -> dict[str, Any]:
     """Return the metrics of all ranks' results together; {} for shards without annotations.
 
     Writes `coco_results.json` (by image id, then as detected), `metrics.json`, and `source.json`: which
     weights, shards and test settings they belong to. Without annotations there is no metrics.json but
-    the zip that the COCO server takes.
+    the zip that the COCO server takes, with `algorithm` in its name, checked against the server's format.
 
     Raises:
         BadInput: parts of different detections, or an image that no part or more than one covers.
@@ -116,24 +121,32 @@ def score(
     _write_readable(out / "source.json", {**source, "shards": absolute(shards)})
     if not dataset.has_annotations:
         (out / "metrics.json").unlink(missing_ok=True)
-        _write_server_zip(out, results)
+        archive = write_server_zip(out, results, algorithm)
+        sizes = {entry["image_id"]: (entry["height"], entry["width"]) for entry in dataset.entries}
+        # A bare image list knows no categories; then the results' own are as good as any.
+        known = {item["id"] for item in dataset.categories} or {item["category_id"] for item in results}
+        count = check_server_zip(archive, sizes, known)
+        log.info("%s: %d results on %d images, in the form the COCO server takes", archive, count, len(sizes))
         return {}
-    metrics = measure(dataset.to_coco(), results)
+    metrics = measure(dataset.to_coco(), results, Test(**source["test"]).scorer)
     _write_readable(out / "metrics.json", metrics)
     return metrics
 
 
-def measure(coco: dict[str, Any], results: list[Result]) -> dict[str, Any]:
+def measure(
+    coco: dict[str, Any], results: list[Result], scorer: Scorer = "faster_coco_eval"
+) -> dict[str, Any]:
     """Return metrics.json's content for COCO results on a COCO ground truth.
 
     Fractions from 0 to 1; None where undefined (no ground truth of that kind), 0 without results.
     """
     coco = prepare_annotations(coco)
-    plain = {kind: evaluate_kind(coco, results, kind) for kind in KINDS}
-    huddled = huddled_ids(coco["annotations"])
+    countings = [None, huddled_ids(coco["annotations"])]
+    found = {kind: evaluate_countings(coco, results, kind, countings, scorer) for kind in KINDS}
+    plain, huddled = ({kind: found[kind][place] for kind in KINDS} for place in (0, 1))
     return {
         **{kind: plain[kind][0] for kind in KINDS},
-        "huddled": {kind: evaluate_kind(coco, results, kind, huddled)[0] for kind in KINDS},
+        "huddled": {kind: huddled[kind][0] for kind in KINDS},
         "per_category": {
             str(category["id"]): {
                 "name": category["name"],
@@ -195,16 +208,6 @@ def _check_covered(covered: Counter[int], image_ids: list[int], parts_dir: Path)
 
 def _write_readable(path: Path, tree: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(tree, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def _write_server_zip(out: Path, results: list[Result]) -> None:
-    # ZipInfo's own fixed date keeps the archive the same for the same results.
-    member = zipfile.ZipInfo(f"{SERVER_NAME}.json")
-    member.compress_type = zipfile.ZIP_DEFLATED
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(member, encode_json(results))
-    write_atomic(out / f"{SERVER_NAME}.zip", buffer.getvalue())
 
 
 def _device() -> torch.device:

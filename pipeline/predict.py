@@ -17,6 +17,7 @@ from pipeline.scoring.coco_results import Result, coco_results
 from shards.check_image import MAX_PIXELS
 from shards.errors import BadInput
 from shards.files import write_atomic
+from shards.png import unsafe_png
 
 log = logging.getLogger(__name__)
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]
@@ -117,14 +118,18 @@ def read_image(path: Path) -> Tensor:
     """
     kind = check_readable(path)
     try:
-        if kind in ("JPEG", "PNG"):
-            # The decoder that shards are read with, so that predict and evaluate see the same pixels.
-            image = decode_image(str(path), mode=ImageReadMode.RGB)
-        else:
-            image = _decode_other(path)
+        image = _decode(path.read_bytes(), kind) if kind in ("JPEG", "PNG") else _decode_other(path)
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:
         raise BadInput(f"{path}: cannot be decoded ({_one_line(error)}); restore or convert it") from None
     return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+
+
+def _decode(content: bytes, kind: str) -> Tensor:
+    """Decode as shards are decoded, so that predict and evaluate see the same pixels."""
+    fault = unsafe_png(content) if kind == "PNG" else None
+    if fault is not None:
+        raise ValueError(fault)
+    return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def _decode_other(path: Path) -> Tensor:

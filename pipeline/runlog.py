@@ -32,7 +32,10 @@ class RunLog:
         if self.rank:
             return
         counts = {name: window[name] for name in ("steps", "timed", "seconds", "quarantined")}
-        terms = {name: value / counts["steps"] for name, value in window.items() if name not in counts}
+        # Sorted: a window that comes from a checkpoint has another order than one that was just filled.
+        terms = {
+            name: value / counts["steps"] for name, value in sorted(window.items()) if name not in counts
+        }
         samples = step * schedule.batch
         speed = schedule.batch * counts["timed"] / counts["seconds"] if counts["seconds"] else None
         line = {

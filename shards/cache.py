@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shards.errors import BadInput
 from shards.files import sha256_of
-from shards.remote import download, read_url
+from shards.remote import download, read_url, shown
 
 LIMIT_GB = 20.0
 WAIT_S = 0.1
@@ -169,7 +169,9 @@ def _write(content: bytes, url: str, sha256: str, part: Path) -> None:
 
 def _check_is(url: str, wanted: str, found: str) -> None:
     if found != wanted:
-        raise BadInput(f"{url}: does not match its checksum in dataset.json; copy the shards there again")
+        raise BadInput(
+            f"{shown(url)}: does not match its checksum in dataset.json; copy the shards there again"
+        )
 
 
 @contextmanager

@@ -1,17 +1,13 @@
 """Whether an annotation agrees with its image and with itself."""
 
-import json
 from dataclasses import replace
 
-import numpy as np
-
-from shards.boxes import box_of
 from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import ACTION, Finding
-from shards.masks import decode_mask
+from shards.masks import measure_mask
 from shards.repair import repaired
-from shards.source import ImageRow, is_number
+from shards.source import ImageRow, encoded_or_none, is_number
 
 AREA_SHARE, AREA_PX = 0.15, 30
 BBOX_PX = 3
@@ -19,25 +15,28 @@ BBOX_PX = 3
 EDGE_PX = 1e-3
 # Thinner boxes have no area in float32.
 MIN_SIDE_PX = 1e-2
+NOT_FINITE = ("error", "not_finite", "holds NaN, infinity or too deep a tree", "give finite numbers")
 
 
 def check_annotation(
-    encoded: bytes, row: ImageRow, file: str, repair: bool
+    annotation: dict, row: ImageRow, file: str, repair: bool
 ) -> tuple[bytes | None, list[Finding]]:
-    """Return the annotation as it goes into the shard, None if it is dropped, and its findings.
+    """Return the annotation as it goes into the shard, None if it cannot or is dropped, and its findings.
 
     Errors come back with action "refused", the annotation still there: what to do about them is the
     caller's. Each finding says what the certain repairs make of it; with `repair` they are done.
     """
-    annotation = json.loads(encoded)
-    faults, measured = _faults(annotation, row)
+    encoded = encoded_or_none(annotation)
+    faults, measured = ([NOT_FINITE], None) if encoded is None else _faults(annotation, row)
+    if not faults:
+        return encoded, []
     ids = {"image_id": row.image_id, "annotation_id": annotation["id"]}
     findings = [
         Finding(severity, kind, file, message, remedy, action=ACTION[severity], **ids)
         for severity, kind, message, remedy in faults
     ]
-    if not findings:
-        return encoded, findings
+    if encoded is None:
+        return None, findings
     mended, findings = repaired(annotation, findings, measured, row)
     if not repair:
         return encoded, findings
@@ -45,7 +44,7 @@ def check_annotation(
     return None if mended is None else encode_json(mended), findings
 
 
-def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, str]], np.ndarray | None]:
+def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, str]], list[float] | None]:
     """Return (severity, kind, message, remedy) of each fault and `[x, y, w, h, area]` of the mask."""
     faults = _box_faults(annotation.get("bbox"), row) + _flag_faults(annotation)
     segmentation = annotation.get("segmentation")
@@ -53,12 +52,11 @@ def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, 
         remedy = "add a polygon or an RLE, or remove the annotation"
         return [*faults, ("error", "segmentation_missing", "has no segmentation", remedy)], None
     try:
-        mask = decode_mask(segmentation, row.height, row.width)
+        measured = measure_mask(segmentation, row.height, row.width)
     except BadInput as error:
         remedy = "draw it again or remove the annotation"
         return [*faults, ("error", _segmentation_kind(str(error)), str(error), remedy)], None
-    measured = _measure(mask)
-    if measured is None:
+    if not measured[4]:
         remedy = "draw it again or remove the annotation"
         return [*faults, ("warning", "mask_empty", "its mask covers no pixel of the image", remedy)], None
     if not any(severity == "error" for severity, *_ in faults):
@@ -108,14 +106,7 @@ def _flag_faults(annotation: dict) -> list[tuple[str, str, str, str]]:
     return []
 
 
-def _measure(mask: np.ndarray) -> np.ndarray | None:
-    left, top, right, bottom = box_of(mask)
-    if right == left:
-        return None
-    return np.array([left, top, right - left, bottom - top, np.count_nonzero(mask)])
-
-
-def _disagreements(annotation: dict, measured: np.ndarray) -> list[tuple[str, str, str, str]]:
+def _disagreements(annotation: dict, measured: list[float]) -> list[tuple[str, str, str, str]]:
     faults = []
     area, box = annotation.get("area"), annotation["bbox"]
     if area is None:
@@ -125,7 +116,7 @@ def _disagreements(annotation: dict, measured: np.ndarray) -> list[tuple[str, st
         if area < 0 or (off > AREA_SHARE * area and off > AREA_PX):
             message = f"area is {area}, its mask covers {measured[4]:.0f} px"
             faults.append(("warning", "area_disagrees", message, "take it from the mask (--repair)"))
-    if np.abs(np.array(box) - measured[:4]).max() > BBOX_PX:
-        message = f"bbox is {box}, its mask's is {measured[:4].tolist()}"
+    if max(abs(one - other) for one, other in zip(box, measured, strict=False)) > BBOX_PX:
+        message = f"bbox is {box}, its mask's is {measured[:4]}"
         faults.append(("warning", "bbox_disagrees", message, "take it from the mask (--repair)"))
     return faults

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from shards.findings import ACTION, Finding
 from shards.folder import Folder
 from shards.heard import heard_errors
-from shards.png import png_fault
+from shards.jpeg import decodes
+from shards.png import DAMAGE, SIGNATURE, unsafe_png
 from shards.source import ImageRow
 
 EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -29,8 +29,6 @@ SWAPPED = range(5, 9)
 # What is wrong with a name or a file; anything else is wrong with the disk or the network.
 ABSENT = FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
 UNUSABLE = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-# What Pillow raises on damage, depending on where it sits; SyntaxError is for broken PNG chunks.
-DAMAGE = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error)
 # What libjpeg says of damage that it passes over; it says other things of other matters.
 JPEG_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG", "Inconsistent progression")
 RESTORE = "restore the file or remove the image"
@@ -51,9 +49,10 @@ class ImageFile:
 def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFile | None, list[Finding]]:
     """Return what the shard needs to know of an image, None if it cannot be used, and its findings.
 
-    The file is decoded to its last row by the decoder that training uses: greyscale, CMYK, palette and
-    16-bit images decode to RGB as they are. An EXIF orientation is ignored, as COCO's boxes do, and warned
-    of, and so is damage that the decoder passes over. Errors have action "refused".
+    A JPEG passes if its markers and tables are such that training's decoder reads it to the last row; that
+    decoder itself is asked of all others: greyscale, CMYK, palette and 16-bit images decode to RGB as they
+    are. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is damage that the decoder
+    passes over, where it is asked. Errors have action "refused".
 
     Args:
         max_pixels: width x height beyond which an image is not decoded.
@@ -122,8 +121,7 @@ def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Faul
         with _without_pillows_cap(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-            faults = _header_faults(image, row, max_pixels)
-            faults = faults or _png_faults(image, content) or _decoding_faults(content, row)
+            faults = _header_faults(image, row, max_pixels) or _pixel_faults(image, content)
             return [*faults, *_turn_faults(_orientation(image))]
     except UnidentifiedImageError:
         what = "is no JPEG or PNG, whatever its name" if content else "is empty"
@@ -159,18 +157,22 @@ def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[F
     return [("error", "image_size", message, "correct width and height, and check that the boxes fit")]
 
 
-def _png_faults(image: Image.Image, content: bytes) -> list[Fault]:
-    if image.format != "PNG":
+def _pixel_faults(image: Image.Image, content: bytes) -> list[Fault]:
+    if image.format == "JPEG" and decodes(content):
         return []
-    fault = png_fault(content)
+    return decoding_faults(content, image.width, image.height)
+
+
+def decoding_faults(content: bytes, width: int, height: int) -> list[Fault]:
+    """Return what the decoder that training uses makes of a file: an error, or a warning of its complaints.
+
+    Args:
+        content: a file that Pillow has opened as a JPEG or PNG.
+        width, height: what it should decode to, in pixels.
+    """
+    fault = unsafe_png(content) if content.startswith(SIGNATURE) else None
     if fault is not None:
         return [("error", "image_truncated", f"cannot be decoded ({fault})", RESTORE)]
-    # Pillow reports what else would crash torchvision's decoder; of JPEGs it sees less than that one.
-    image.load()
-    return []
-
-
-def _decoding_faults(content: bytes, row: ImageRow) -> list[Fault]:
     import torch  # seconds, so only where an image is really decoded
     from torchvision.io import ImageReadMode, decode_image
 
@@ -182,7 +184,7 @@ def _decoding_faults(content: bytes, row: ImageRow) -> list[Fault]:
         # PyTorch names its own source file before the reason.
         reason = str(error).split("\n")[0].rsplit(", ", 1)[-1]
         return [("error", "image_truncated", f"cannot be decoded ({reason})", RESTORE)]
-    if tuple(image.shape) != (3, row.height, row.width):
+    if tuple(image.shape) != (3, height, width):
         return [("error", "image_truncated", "decodes to another size than its head says", RESTORE)]
     damage = [line for line in heard if line.startswith(JPEG_DAMAGE)]
     remedy = "look at it, and restore the file if a part is grey or shifted"

@@ -13,6 +13,7 @@ from typing import IO
 from shards.errors import BadInput
 
 TEMPORARY = ".*.tmp-*"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -88,7 +89,7 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 def encode_json(tree: object) -> bytes:
     """Return JSON of one form only: sorted keys, no blanks, ASCII; NaN is refused by ValueError."""
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(tree).encode()
 
 
 def sha256_of(path: Path) -> str:

@@ -1,9 +1,8 @@
 """Where images come from and shards go: a local folder, or an object store that fsspec reaches by its URL."""
 
 import errno
-import hashlib
 import os
-import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from shards.errors import BadInput
 from shards.files import only_writer, sha256_of, whole_or_absent, write_atomic
+from shards.remote import is_remote, local_path, persistently, read_file, shown
+
+# Of errors that drivers raise without a number.
+NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class LocalFolder:
     def size(self, name: str) -> int:
         """Return the size of a file in bytes, -1 where there is none."""
         try:
-            return (self.path / name).stat().st_size
+            return os.stat(os.path.join(self.path, name)).st_size
         except (OSError, ValueError):
             return -1
 
@@ -63,10 +65,11 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """Return the content of a regular file; a pipe under its name would never end."""
-        path = self.path / name
-        if not path.is_file() and path.exists():
-            raise IsADirectoryError(errno.EISDIR, "no regular file", self.name_of(name))
-        return path.read_bytes()
+        # A pipe is opened too, at once; strings, since a Path takes longer than the file.
+        with open(os.path.join(self.path, name), "rb", buffering=0, opener=_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise IsADirectoryError(errno.EISDIR, "no regular file", self.name_of(name))
+            return stream.readall()
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that it either does not change or holds all of `content`."""
@@ -103,19 +106,16 @@ class RemoteFolder:
         return shown(self.url)
 
     def name_of(self, name: str) -> str:
-        """Return what messages call an object, without a password that the URL may hold."""
-        return f"{shown(self.url).rstrip('/')}/{name}"
+        """Return what messages call an object."""
+        return shown(self._url_of(name))
 
     def exists(self) -> bool:
         """Return whether anything lies under the prefix."""
-        system, root = _reach(self.url)
-        system.invalidate_cache()
-        return system.isdir(root)
+        return persistently(self.url, lambda files, root: _fresh(files).isdir(root))
 
     def make(self) -> None:
         """Do what the store needs before objects lie under the prefix: nothing, for most."""
-        system, root = _reach(self.url)
-        system.makedirs(root, exist_ok=True)
+        persistently(self.url, lambda files, root: files.makedirs(root, exist_ok=True))
 
     def has(self, name: str) -> bool:
         """Return whether there is such an object."""
@@ -123,49 +123,38 @@ class RemoteFolder:
 
     def size(self, name: str) -> int:
         """Return the size of an object in bytes, -1 where there is none."""
-        system, path = self._find(name)
-        system.invalidate_cache()
-        try:
-            return system.info(path)["size"] if system.isfile(path) else -1
-        except FileNotFoundError:
-            return -1
+        return persistently(self._url_of(name), _size)
 
     def sizes(self, names: Iterable[str]) -> Iterator[int]:
         """Yield the size of each object, by one listing: a request for each would take hours."""
-        system, root = _reach(self.url)
-        system.invalidate_cache()
-        found = {path: entry["size"] for path, entry in system.find(root, detail=True).items()}
-        return (found.get(f"{root.rstrip('/')}/{name}", -1) for name in names)
+        found = persistently(self.url, _listed)
+        return (found.get(name, -1) for name in names)
 
     def open(self, name: str) -> Any:
         """Return a file to read and seek in."""
-        system, path = self._find(name)
-        return system.open(path, "rb")
+        return persistently(self._url_of(name), lambda files, path: files.open(path, "rb"))
 
     def read(self, name: str) -> bytes:
         """Return the content of an object."""
-        system, path = self._find(name)
-        return system.cat_file(path)
+        return read_file(self._url_of(name))
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object in one go."""
-        system, path = self._find(name)
         with naming(self.name_of(name)):
-            system.pipe_file(path, content)
+            persistently(self._url_of(name), lambda files, path: files.pipe_file(path, content))
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
         """Yield a local path to write in the body; without an error it is uploaded afterwards."""
-        system, path = self._find(name)
         with tempfile.TemporaryDirectory(prefix="mrrcnn-") as folder, naming(self.name_of(name)):
-            yield Path(folder, name)
-            system.put_file(str(Path(folder, name)), path)
+            local = Path(folder, name)
+            yield local
+            persistently(self._url_of(name), lambda files, path: files.put_file(str(local), path))
 
     def remove(self, name: str) -> None:
         """Remove an object if it is there."""
-        system, path = self._find(name)
         if self.has(name):
-            system.rm_file(path)
+            persistently(self._url_of(name), lambda files, path: files.rm_file(path))
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
         """Return whether an object has its size: the store answers for the bytes, and reading them costs."""
@@ -175,9 +164,8 @@ class RemoteFolder:
         """Do nothing: an object store has no locks."""
         return nullcontext()
 
-    def _find(self, name: str) -> tuple[Any, str]:
-        system, root = _reach(self.url)
-        return system, f"{root.rstrip('/')}/{name}"
+    def _url_of(self, name: str) -> str:
+        return f"{self.url.rstrip('/')}/{name}"
 
 
 Folder = LocalFolder | RemoteFolder
@@ -187,38 +175,13 @@ def folder_at(place: str | Path) -> Folder:
     """Return the folder at a path or URL; `file://` is local.
 
     Raises:
-        BadInput: fsspec knows no such URL, or lacks the driver for it.
+        BadInput: a URL with a password, of a kind that fsspec does not know, or whose driver is missing.
     """
     if is_remote(place):
-        _reach(str(place))
+        persistently(place, lambda files, root: None)
         return RemoteFolder(str(place))
-    path = str(place).removeprefix("file://")
-    return LocalFolder(str(Path(path)), Path(os.path.abspath(path)))
-
-
-def is_remote(place: str | Path) -> bool:
-    """Return whether a place is a URL of something other than this machine's files."""
-    return "://" in str(place) and not str(place).startswith("file://")
-
-
-def read_file(place: str | Path) -> bytes:
-    """Return the content of a file at a path or URL."""
-    if is_remote(place):
-        system, path = _reach(str(place))
-        return system.cat_file(path)
-    return Path(str(place).removeprefix("file://")).read_bytes()
-
-
-def hash_file(place: str | Path) -> str:
-    """Return the SHA-256 of a file at a path or URL, hex."""
-    if is_remote(place):
-        return hashlib.sha256(read_file(place)).hexdigest()
-    return sha256_of(Path(str(place).removeprefix("file://")))
-
-
-def shown(place: str | Path) -> str:
-    """Return a path or URL for messages and reports: without user and password."""
-    return re.sub(r"://[^/@]*@", "://", str(place)) if is_remote(place) else str(place)
+    path = local_path(place)
+    return LocalFolder(str(path), Path(os.path.abspath(path)))
 
 
 @contextmanager
@@ -227,14 +190,28 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), name) from error
+        number = error.errno or next((n for kind, n in NUMBERS.items() if isinstance(error, kind)), errno.EIO)
+        raise OSError(number, error.strerror or str(error), name) from error
 
 
-def _reach(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # only for URLs: local paths do without
+def _fresh(files: Any) -> Any:
+    """Return the file system without what it remembers of listings: others write there too."""
+    files.invalidate_cache()
+    return files
 
+
+def _size(files: Any, path: str) -> int:
     try:
-        return url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{shown(url)}: cannot be reached ({reason}); install its fsspec driver") from None
+        found = _fresh(files).info(path)
+    except FileNotFoundError:
+        return -1
+    return found["size"] if found["type"] == "file" else -1
+
+
+def _listed(files: Any, root: str) -> dict[str, int]:
+    start = len(root.rstrip("/")) + 1
+    return {path[start:]: entry["size"] for path, entry in _fresh(files).find(root, detail=True).items()}
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

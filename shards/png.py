@@ -1,13 +1,37 @@
-"""Whether a PNG is whole: torchvision's decoder crashes the process where libpng finds pixels missing."""
+"""Whether a PNG is whole: torchvision's decoder crashes the process where libpng finds it damaged."""
 
+import io
 import struct
+import warnings
 import zlib
+
+from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 EXCESS = 1 << 16
+# What Pillow raises on damage, depending on where it sits; SyntaxError is for broken PNG chunks.
+DAMAGE = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, struct.error)
 # First column and row, and the distance to the next, of the seven passes of an interlaced image.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def unsafe_png(content: bytes) -> str | None:
+    """Return why a PNG must not come before torchvision's decoder, None if it may.
+
+    Args:
+        content: a file that Pillow has opened as a PNG, of no more pixels than may be decoded.
+    """
+    try:
+        return png_fault(content) or _load(content)
+    except DAMAGE as error:
+        return str(error) or type(error).__name__
+
+
+def _load(content: bytes) -> None:
+    """Decode once more, for what else libpng finds: Pillow survives it."""
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        image.load()
 
 
 def png_fault(content: bytes) -> str | None:

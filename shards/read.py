@@ -85,7 +85,7 @@ class ShardDataset(Dataset):
         except RuntimeError as error:
             reason = str(error).split("\n")[0]
             raise CorruptSample(
-                f"{self._name(self.entries.image(place), place)}: cannot be decoded ({reason}); "
+                f"{self.image_name(place)}: cannot be decoded ({reason}); "
                 "convert the image and make the shards again"
             ) from None
         names = ("image_id", "file_name", "width", "height", "annotations")
@@ -94,6 +94,10 @@ class ShardDataset(Dataset):
     def image_bytes(self, place: int) -> bytes:
         """Return the image file of a sample, byte for byte as it was in the source."""
         return self._read(self.entries.image(place), place)
+
+    def image_name(self, place: int) -> str:
+        """Return what messages call the image of a sample: its shard and its member there."""
+        return self._name(self.entries.image(place), place)
 
     def annotations(self, place: int) -> dict:
         """Return the KEY.json of a sample: image_id, file_name, width, height, annotations."""

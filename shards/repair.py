@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
-
 from shards.findings import Finding
 from shards.source import ImageRow
 
@@ -13,7 +11,7 @@ DROPPED = "annotation dropped"
 
 
 def repaired(
-    annotation: dict, findings: list[Finding], measured: np.ndarray | None, row: ImageRow
+    annotation: dict, findings: list[Finding], measured: list[float] | None, row: ImageRow
 ) -> tuple[dict | None, list[Finding]]:
     """Return the annotation mended, or None if it has to go, and the findings with what that does for each.
 
@@ -21,7 +19,7 @@ def repaired(
     it; an annotation without a usable mask is dropped. What else is wrong stays as it was.
 
     Args:
-        measured: `[5]` x, y, width, height and area of the mask in pixels, or None without a usable mask.
+        measured: x, y, width, height and area of the mask in pixels, or None without a usable mask.
     """
     if measured is None:
         return None, [replace(finding, repair=DROPPED) for finding in findings]
@@ -31,10 +29,10 @@ def repaired(
         mended["bbox"] = _clipped(annotation["bbox"], row)
         done["box_past_edge"] = f"bbox clipped to {mended['bbox']}"
     if kinds & BOX_FROM_MASK:
-        mended["bbox"] = measured[:4].tolist()
+        mended["bbox"] = measured[:4]
         done |= dict.fromkeys(BOX_FROM_MASK, f"bbox taken from the mask: {mended['bbox']}")
     if kinds & AREA_FROM_MASK:
-        mended["area"] = float(measured[4])
+        mended["area"] = measured[4]
         done |= dict.fromkeys(AREA_FROM_MASK, f"area taken from the mask: {mended['area']:.0f}")
     return mended, [replace(finding, repair=done.get(finding.kind)) for finding in findings]
 

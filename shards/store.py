@@ -3,11 +3,11 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
-from shards.remote import check_url, is_url, read_url
+from shards.remote import check_url, is_remote, local_path, read_url, shown
 
 MAX_OPEN_FILES = 64
 
@@ -54,6 +54,16 @@ class LocalStore:
         """
         return os.pread(self._file(shard["name"]), size, offset)
 
+    def open(self, shard: dict) -> BinaryIO:
+        """Return a whole shard to read and seek in; raises as `read`."""
+        try:
+            return open(self.place / shard["name"], "rb")
+        except OSError as error:
+            raise BadInput(
+                f"{self.name(shard['name'])}: cannot be read ({error.strerror}); "
+                "copy it again or make the shards again"
+            ) from None
+
     def forget(self, shard: dict) -> None:
         """Open a shard anew next time: it may have been replaced."""
         if shard["name"] in self._files:
@@ -88,24 +98,30 @@ class RemoteStore:
         self.place, self.cache = place.rstrip("/"), cache
 
     def name(self, file: str) -> str:
-        return f"{self.place}/{file}"
+        return shown(self._url_of(file))
 
     def description(self, file: str) -> bytes:
-        return read_url(self.name(file))
+        return read_url(self._url_of(file))
 
     def content(self, file: str, sha256: str) -> bytes:
-        return self.cache.read(self.name(file), sha256)
+        return self.cache.read(self._url_of(file), sha256)
 
     def read(self, shard: dict, offset: int, size: int) -> bytes:
-        descriptor = self.cache.open(self.name(shard["name"]), shard["sha256"], shard["bytes"])
+        descriptor = self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"])
         try:
             return os.pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
 
+    def open(self, shard: dict) -> BinaryIO:
+        return open(self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"]), "rb")
+
     def forget(self, shard: dict) -> None:
         """Remove a shard from the cache: its copy has been damaged there."""
         self.cache.forget(shard["sha256"])
+
+    def _url_of(self, file: str) -> str:
+        return f"{self.place}/{file}"
 
 
 Store = LocalStore | RemoteStore
@@ -113,4 +129,6 @@ Store = LocalStore | RemoteStore
 
 def open_store(place: str | Path, cache: Cache | None = None) -> Store:
     """Return the store of a directory, or of an fsspec URL behind a cache, by default the user's."""
-    return RemoteStore(str(place), cache or cache_at()) if is_url(place) else LocalStore(place)
+    if is_remote(place):
+        return RemoteStore(str(place), cache or cache_at())
+    return LocalStore(local_path(place))

@@ -15,7 +15,8 @@ from shards.index import index_name
 from shards.validate import Record
 
 OWNER = "mrrcnn"
-BLOCK = 512
+READABLE = 0o444
+BLOCK = tarfile.BLOCKSIZE
 # A worker holds the annotations of its shard. COCO has 6 MiB of them in 256 MiB, so this cuts only data
 # sets of tiny images, whose shards would otherwise be annotations for the most part.
 MAX_JSON_BYTES = 8 << 20
@@ -52,16 +53,14 @@ def write_shard(shard: Shard, images: Folder, out: Folder) -> dict:
     Raises:
         BadInput: an image is not the one that was validated.
     """
-    written = _found(shard, out)
-    if written is None:
-        with out.making(shard.name) as temporary, open(temporary, "w+b") as stream:
+    index = _encoded_index(shard)
+    tar = _found(shard, index, out)
+    if tar is None:
+        with out.making(shard.name) as temporary, open(temporary, "wb") as stream:
             tar = _write_tar(stream, shard, partial(_source_image, images))
             flush(stream)
-            index = _encoded_index(stream, shard)
         # The index comes after the shard, so an index means that its shard is whole.
         out.write(index_name(shard.name), index)
-        written = tar, index
-    tar, index = written
     return {
         "name": shard.name,
         "samples": len(shard.records),
@@ -86,19 +85,45 @@ class _Hashed:
             self.stream.write(content)
 
 
+def _write_tar(stream: IO[bytes] | None, shard: Shard, image_of: Callable[[Record], bytes]) -> _Hashed:
+    """Write, byte for byte, what webdataset's TarWriter would; importing that takes seconds."""
+    tar = _Hashed(stream)
+    for record in shard.records:
+        content = {record.image.extension: image_of(record), "json": record.json}
+        parts = []
+        for extension, size in _members(record):
+            parts += [_head(f"{record.key}.{extension}", size), content[extension], bytes(-size % BLOCK)]
+        # At once: a call for each part costs more than the copy.
+        tar.write(b"".join(parts))
+    tar.write(bytes(2 * BLOCK))
+    tar.write(bytes(-tar.size % tarfile.RECORDSIZE))
+    return tar
+
+
+def _members(record: Record) -> list[tuple[str, int]]:
+    """Return extension and size of the members of a sample, in their order in the tar."""
+    return sorted([(record.image.extension, record.image.size), ("json", len(record.json))])
+
+
+def _head(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = size, READABLE, OWNER, OWNER
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
 def _padded(size: int) -> int:
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
-def _write_tar(stream: IO[bytes] | None, shard: Shard, image_of: Callable[[Record], bytes]) -> _Hashed:
-    from webdataset import TarWriter  # imports torch: seconds, so only where a shard is really written
-
-    tar = _Hashed(stream)
-    with TarWriter(tar, user=OWNER, group=OWNER, mtime=0, encoder=False) as writer:
-        for record in shard.records:
-            content = image_of(record)
-            writer.write({"__key__": record.key, record.image.extension: content, "json": record.json})
-    return tar
+def _offsets(shard: Shard) -> Iterator[dict[str, int]]:
+    """Yield where in the tar the members of each sample begin, by extension: their sizes decide it."""
+    place = 0
+    for record in shard.records:
+        offsets = {}
+        for extension, size in _members(record):
+            offsets[extension] = place + BLOCK
+            place += _padded(size)
+        yield offsets
 
 
 def _source_image(images: Folder, record: Record) -> bytes:
@@ -112,16 +137,16 @@ def _source_image(images: Folder, record: Record) -> bytes:
     return content
 
 
-def _encoded_index(stream: IO[bytes], shard: Shard) -> bytes:
-    stream.seek(0)
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        places = {member.name: {"offset": member.offset_data, "size": member.size} for member in tar}
-    entries = [_entry(record, places) for record in shard.records]
+def _encoded_index(shard: Shard) -> bytes:
+    entries = [_entry(*one) for one in zip(shard.records, _offsets(shard), strict=True)]
     return json.dumps(entries, separators=(",", ":")).encode()
 
 
-def _entry(record: Record, places: dict[str, dict]) -> dict:
-    checksums = {record.image.extension: record.image.sha256, "json": record.json_sha256}
+def _entry(record: Record, offsets: dict[str, int]) -> dict:
+    files = {
+        record.image.extension: (record.image.size, record.image.sha256),
+        "json": (len(record.json), record.json_sha256),
+    }
     return {
         "key": record.key,
         "image_id": record.image_id,
@@ -129,35 +154,34 @@ def _entry(record: Record, places: dict[str, dict]) -> dict:
         "height": record.height,
         "num_instances": record.num_instances,
         "members": {
-            extension: {**places[f"{record.key}.{extension}"], "sha256": checksum}
-            for extension, checksum in checksums.items()
+            extension: {"offset": offsets[extension], "size": size, "sha256": sha256}
+            for extension, (size, sha256) in files.items()
         },
     }
 
 
-def _found(shard: Shard, out: Folder) -> tuple[_Hashed, bytes] | None:
-    """Return tar and index that an earlier, killed call left, if they are what this one would write.
+def _found(shard: Shard, index: bytes, out: Folder) -> _Hashed | None:
+    """Return the tar that an earlier, killed call left, if it and its index are what this one would write.
 
     To the last byte: the tar is written again, to nowhere, out of the images that lie in it.
     """
-    if not out.has(index_name(shard.name)) or not out.has(shard.name):
+    if not (out.has(index_name(shard.name)) and out.has(shard.name)):
         return None
+    if out.read(index_name(shard.name)) != index:
+        return None
+    lie = dict(zip((record.key for record in shard.records), _offsets(shard), strict=True))
     try:
         with out.open(shard.name) as stream:
-            index = _encoded_index(stream, shard)
-            members = [entry["members"] for entry in json.loads(index)]
-            lie = dict(zip((record.key for record in shard.records), members, strict=True))
             tar = _write_tar(None, shard, lambda record: _shard_image(stream, record, lie[record.key]))
             stream.seek(0)
             same = hashlib.file_digest(stream, "sha256").digest() == tar.digest.digest()
-    except (ValueError, KeyError, EOFError, OverflowError, tarfile.TarError):
+    except ValueError:
         return None
-    return (tar, index) if same and out.read(index_name(shard.name)) == index else None
+    return tar if same else None
 
 
-def _shard_image(stream: IO[bytes], record: Record, members: dict[str, dict]) -> bytes:
-    member = members[record.image.extension]
-    stream.seek(member["offset"])
+def _shard_image(stream: IO[bytes], record: Record, offsets: dict[str, int]) -> bytes:
+    stream.seek(offsets[record.image.extension])
     content = stream.read(record.image.size)
     if hashlib.sha256(content).hexdigest() != record.image.sha256:
         raise ValueError(f"{record.key} is damaged")

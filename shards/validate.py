@@ -1,15 +1,17 @@
 """The checks that a COCO data set passes before anything of it is written."""
 
 import hashlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 from shards.check_annotation import check_annotation
 from shards.check_image import ImageFile, check_image
+from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import Finding
-from shards.folder import Folder
+from shards.folder import Folder, LocalFolder
 from shards.pool import Spread
 from shards.source import ImageRow, Source
 
@@ -20,7 +22,7 @@ CHUNKS_A_WORKER = 4
 
 @dataclass(frozen=True)
 class Record:
-    """One image as it goes into a shard: its file, and `json`, the bytes of its KEY.json."""
+    """One image as it goes into a shard: its file, and the bytes of its KEY.json with their SHA-256."""
 
     image_id: int
     file_name: str
@@ -29,16 +31,12 @@ class Record:
     num_instances: int
     image: ImageFile
     json: bytes
+    json_sha256: str
 
     @property
     def key(self) -> str:
         """The name of the sample in its shard: the image id in 12 digits."""
         return f"{self.image_id:012d}"
-
-    @property
-    def json_sha256(self) -> str:
-        """The SHA-256 of KEY.json, hex."""
-        return hashlib.sha256(self.json).hexdigest()
 
 
 def validate(
@@ -95,17 +93,23 @@ def _check_rows(
     skip: bool,
     annotated: bool,
 ) -> tuple[list[Record], list[Finding]]:
+    if isinstance(images, LocalFolder) and not images.exists():
+        # It was there before; but this may be another machine.
+        raise BadInput(
+            f"{images}: is no folder on {socket.gethostname()}; put the images where every machine that "
+            "shards sees them, or shard on one machine"
+        )
     records, findings = [], []
     for row in rows:
         image, found = check_image(row, images, max_pixels)
         if image is None:
-            lost = f" (its {len(row.annotations)} annotations go with it)" if row.annotations else ""
+            lost = f" (its {row.num_annotations} annotations go with it)" if row.num_annotations else ""
             findings += [replace(finding, message=finding.message + lost) for finding in found]
             continue
         findings += found
         kept, found = _check_annotations(row, file, repair, skip)
         findings += found
-        if annotated and not row.annotations:
+        if annotated and not row.num_annotations:
             remedy = "nothing, if nothing is in it: it trains as background"
             findings.append(
                 Finding("warning", "image_empty", file, "has no annotation", remedy, row.image_id)
@@ -118,12 +122,12 @@ def _check_annotations(
     row: ImageRow, file: str, repair: bool, skip: bool
 ) -> tuple[list[bytes], list[Finding]]:
     kept, findings = [], []
-    for encoded in row.annotations:
-        annotation, found = check_annotation(encoded, row, file, repair)
+    for annotation in row.annotations:
+        encoded, found = check_annotation(annotation, row, file, repair)
         findings += found
         refused = any(finding.action == "refused" for finding in found)
-        if annotation is not None and not (skip and refused):
-            kept.append(annotation)
+        if encoded is not None and not (skip and refused):
+            kept.append(encoded)
     return kept, findings
 
 
@@ -131,4 +135,5 @@ def _record(row: ImageRow, image: ImageFile, annotations: list[bytes]) -> Record
     # The annotations are encoded already; they are joined in, not parsed and encoded again.
     head = encode_json({"file_name": row.file_name, "height": row.height, "image_id": row.image_id})
     text = b'{"annotations":[%b],%b,"width":%d}' % (b",".join(annotations), head[1:-1], row.width)
-    return Record(row.image_id, row.file_name, row.width, row.height, len(annotations), image, text)
+    size, checksum = (row.width, row.height), hashlib.sha256(text).hexdigest()
+    return Record(row.image_id, row.file_name, *size, len(annotations), image, text, checksum)

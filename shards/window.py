@@ -63,6 +63,17 @@ class WindowOrder:
         shard = permute(turn, len(ends), self._keys(epoch, "shards"))
         return shard, place - int(ends[turn]) + int(self._counts[shard])
 
+    def window_at(self, position: int) -> tuple[list[int], int]:
+        """Return the shards that the window of a position reads, in turn, and where the next one begins."""
+        epoch, place = divmod(position, self.size)
+        first = place - place % self.window
+        end = min(first + self.window, self.size)
+        ends = self._ends(epoch)
+        turns = np.searchsorted(ends, [first, end - 1], side="right")
+        keys = self._keys(epoch, "shards")
+        crossed = (permute(turn, len(ends), keys) for turn in range(turns[0], turns[1] + 1))
+        return [shard for shard in crossed if self._counts[shard]], epoch * self.size + end
+
     def epoch(self, position: int) -> int:
         """Return the epoch, from 0, that a position belongs to."""
         return position // self.size

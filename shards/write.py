@@ -13,7 +13,7 @@ from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import Refused, refuse_errors, report_of
 from shards.folder import Folder, folder_at
-from shards.index import DESCRIPTION, FORMAT, index_name
+from shards.index import DESCRIPTION, FORMAT, index_name, is_intact, sealed
 from shards.pool import Spread, processes
 from shards.source import Source, read_source
 from shards.source_images import note_images
@@ -134,10 +134,11 @@ def _begun(out: Folder, identity: dict) -> dict | None:
 
 
 def _is_whole(out: Folder, description: dict) -> bool:
-    """Whether every shard and every index is there to the last byte."""
+    """Whether every shard and every index is there to the last byte, the description, and a report."""
     try:
-        return all(_holds(out, shard) for shard in description["shards"])
-    except (KeyError, TypeError, AttributeError):
+        _json_of(out, REPORT)
+        return is_intact(description) and all(_holds(out, shard) for shard in description["shards"])
+    except (KeyError, TypeError, AttributeError, OSError, BadInput):
         # Damage that left JSON behind: then everything is looked at and written anew.
         return False
 
@@ -151,7 +152,7 @@ def _holds(out: Folder, shard: dict) -> bool:
 def _json_of(out: Folder, name: str) -> dict:
     try:
         return dict(json.loads(out.read(name)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise BadInput(f"{out.name_of(name)}: is damaged; delete the folder and shard again") from None
 
 
@@ -176,17 +177,19 @@ def _write_all(
     out.write(PROGRESS, encode_json(identity))
     plan = plan_shards(records, identity["name"], identity["shard_size_mb"] << 20)
     shards = list(spread(partial(write_shard, images=images, out=out), plan))
-    description = {
-        "format": FORMAT,
-        "shards": shards,
-        "images": len(records),
-        "instances": sum(record.num_instances for record in records),
-        "has_annotations": source.has_annotations,
-        "categories": source.categories,
-        "labels": {str(category["id"]): label for label, category in enumerate(source.categories, 1)},
-        "hash": _hash(records, source.categories),
-        "source": identity,
-    }
+    description = sealed(
+        {
+            "format": FORMAT,
+            "shards": shards,
+            "images": len(records),
+            "instances": sum(record.num_instances for record in records),
+            "has_annotations": source.has_annotations,
+            "categories": source.categories,
+            "labels": {str(category["id"]): label for label, category in enumerate(source.categories, 1)},
+            "hash": _hash(records, source.categories),
+            "source": identity,
+        }
+    )
     note_images(out, ((record.file_name, record.image.size) for record in records))
     out.write(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
     out.remove(PROGRESS)

@@ -43,11 +43,23 @@ struct Tap {
   bool visible;
 };
 
+// a * b, rounded before anything is added to it. nvcc would fuse the two, the host's compilers are told not to: a
+// sample could then lie on one side of a border on the host and on the other on the device.
+template <class T>
+MRRCNN_SHARED T product(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == sizeof(float)) return __fmul_rn(a, b);
+  else return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // Places one axis of a box; false if the box is not finite or has no sample, and then it pools to zeros.
 template <class T>
 MRRCNN_SHARED bool place_axis(T begin, T end, T scale, int bins, const Settings& settings, Axis<T>* axis) {
-  T start = begin * scale;
-  T size = end * scale - start;
+  T start = product(begin, scale);
+  T size = product(end, scale) - start;
   if (!(std::isfinite(start) && std::isfinite(size))) return false;
   if (settings.aligned) {
     start -= T(0.5);
@@ -69,7 +81,7 @@ template <class T>
 MRRCNN_SHARED Tap<T> feature_tap(const Axis<T>& axis, int index, int size) {
   const int bin = index / axis.samples;
   const T within = (T(index - bin * axis.samples) + T(0.5)) * axis.bin_size / T(axis.samples);
-  T position = axis.start + T(bin) * axis.bin_size + within;
+  T position = axis.start + product(T(bin), axis.bin_size) + within;
   if (!(position >= T(-1) && position <= T(size))) return {0, 0, T(0), T(0), false};
   position = position < T(0) ? T(0) : position > T(size - 1) ? T(size - 1) : position;
   const int low = static_cast<int>(position);
@@ -81,7 +93,7 @@ MRRCNN_SHARED Tap<T> feature_tap(const Axis<T>& axis, int index, int size) {
 // The tap of sample `index` of `count` on a mask axis of `size` cells: independent of the box.
 template <class T>
 MRRCNN_SHARED Tap<T> mask_tap(int index, int count, int size, bool half_pixel) {
-  T position = (T(index) + T(0.5)) / T(count) * T(size) - (half_pixel ? T(0.5) : T(0));
+  T position = product((T(index) + T(0.5)) / T(count), T(size)) - (half_pixel ? T(0.5) : T(0));
   position = position < T(0) ? T(0) : position > T(size - 1) ? T(size - 1) : position;
   const int low = static_cast<int>(position);
   const int high = low + 1 < size ? low + 1 : size - 1;
@@ -131,6 +143,15 @@ MRRCNN_SHARED Span samples_near(const Axis<T>& axis, int bins, int begin, int en
   const T spacing = axis.bin_size / T(axis.samples);
   const T low = T(begin) - T(1.25), high = T(end < size ? end : size) + T(0.25);
   return samples_between((low - axis.start) / spacing, (high - axis.start) / spacing, bins * axis.samples);
+}
+
+// Whether an axis of a box stays clear of pixels [begin, end), said without dividing: three pixels are more than
+// the shift of aligned boxes, the least size of others and a tap together. For a box that is not finite, which
+// touches no pixel, either answer will do.
+template <class T>
+MRRCNN_SHARED bool passes_by(T first, T last, T scale, int begin, int end) {
+  const T low = (first < last ? first : last) * scale, high = (first < last ? last : first) * scale;
+  return high < T(begin) - T(3) || low > T(end) + T(3);
 }
 
 // The samples of a mask axis that may touch `cell`, likewise.

@@ -36,14 +36,16 @@ class MaskRCNN(nn.Module):
 
     In training mode, `model(images, targets, seed)` returns {name: (loss sum, count)}; in eval mode,
     `model(images)` returns one dict an image: boxes, labels, scores, masks (see `detect`).
-    `test` may be replaced at any time: every test key acts on the trained model. `config.profile` says by
-    which program's rules it computes.
+    `test` may be replaced at any time: every test key acts on the trained model. So may `paste`:
+    with `paste_runs`, the masks of detections are run lengths and never all there in pixels.
+    `config.profile` says by which program's rules it computes.
     """
 
     def __init__(self, config: Model, num_classes: int, test: Test):
         super().__init__()
         self.config, self.num_classes, self.test = config, num_classes, test
         self.category_ids: list[int] | None = None
+        self.paste = paste_masks
         self.transform = build_transform(config)
         self.backbone = build_backbone(config)
         self.rpn = build_rpn(config)
@@ -142,5 +144,5 @@ class MaskRCNN(nn.Module):
         if self.category_ids is not None:
             labels = labels.new_tensor([0, *self.category_ids])[labels]
         pixels = last_pixels(boxes, self.profile.legacy_boxes)
-        pasted = paste_masks(masks[rows], pixels, size, self.test.paste)
+        pasted = self.paste(masks[rows], pixels, size, self.test.paste)
         return {"boxes": boxes, "labels": labels, "scores": found.scores[rows], "masks": pasted}

@@ -1,11 +1,14 @@
 """From 28x28 mask probabilities to masks of the image's size."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from pipeline.scoring.coco_results import encode_mask
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -20,14 +23,34 @@ def paste_masks(
     bounded whatever the number of masks.
     """
     pasted = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    if how == "exact":
-        for canvas, mask, box in zip(pasted, masks, boxes, strict=True):
-            _paste_exact(canvas, mask, box)
-        return pasted
+    for rows, chunk in _chunks(masks, boxes, size, how):
+        pasted[rows] = chunk
+    return pasted
+
+
+def paste_runs(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], how: Literal["legacy", "exact"]
+) -> list[dict[str, Any]]:
+    """Return the run lengths (COCO's compressed RLE, counts as a string) of what `paste_masks` returns.
+
+    Only a chunk of the masks is ever there in pixels, whatever their number.
+    """
+    return [
+        encode_mask(mask) for _, chunk in _chunks(masks, boxes, size, how) for mask in chunk.cpu().numpy()
+    ]
+
+
+def _chunks(masks: Tensor, boxes: Tensor, size: tuple[int, int], how: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (rows, masks bool [c, H, W]) until all are pasted."""
     step = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
     for rows in torch.arange(len(masks), device=masks.device).split(step) if len(masks) else ():
-        pasted[rows] = paste_masks_in_image(masks[rows, None], boxes[rows], size)[:, 0] > 0.5
-    return pasted
+        if how == "exact":
+            chunk = torch.zeros(len(rows), *size, dtype=torch.bool, device=masks.device)
+            for canvas, mask, box in zip(chunk, masks[rows], boxes[rows], strict=True):
+                _paste_exact(canvas, mask, box)
+        else:
+            chunk = paste_masks_in_image(masks[rows, None], boxes[rows], size)[:, 0] > 0.5
+        yield rows, chunk
 
 
 def _paste_exact(canvas: Tensor, mask: Tensor, box: Tensor) -> None:

@@ -6,26 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.curves import HUDDLEDNESS, draw_huddledness
 from pipeline.report.data import MODELS, RunData, read_run
+from pipeline.report.extremes import EXTREMES_RULE, draw_extremes, extremes
 from pipeline.report.figures import draw_alpha, draw_curves, draw_differences, draw_pictures, most_huddled
 from pipeline.report.page import Block, Figure, Heading, Table, Text, to_html, to_markdown
-from pipeline.scoring.bootstrap import Interval, Resampled, match_images, paired_interval, resample
+from pipeline.scoring.analysis import MEASURES, RESAMPLES, analyse, resampled_of
+from pipeline.scoring.bootstrap import Interval, paired_interval
 from pipeline.scoring.coco_ap import prepare_annotations
-from pipeline.scoring.huddled import huddled_ids
 from pipeline.tracking.tracker import flatten
 from shards.errors import BadInput
 from shards.files import write_atomic
 
 log = logging.getLogger(__name__)
-RESAMPLES, PICTURES, PICTURE_SCORE = 500, 6, 0.5
+PICTURES, PICTURE_SCORE = 6, 0.5
 KINDS = {"bbox": "box", "segm": "mask"}
-# (name, huddled only, kind)
-MEASURES = (
-    ("box AP", False, "bbox"),
-    ("mask AP", False, "segm"),
-    ("huddled box AP", True, "bbox"),
-    ("huddled mask AP", True, "segm"),
-)
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # What tells runs apart at a glance, where configs have it.
 SETTINGS = (
@@ -58,13 +53,15 @@ def write_report(run_dirs: list[Path], out: Path) -> dict[str, Any]:
     figures.mkdir(parents=True, exist_ok=True)
     names = _names([Path(path) for path in run_dirs])
     runs = [read_run(path, name) for path, name in names.items()]
-    differences = [_differences(run) for run in runs]
+    analyses = [_analyses(run) for run in runs]
+    differences = [_differences(found) for found in analyses]
     title = f"mrrcnn: {', '.join(run.name for run in runs)}"
     blocks: list[Block] = [Heading(title, 1), Text(_legend())]
     if len(runs) > 1:
         blocks += _comparison(runs, differences)
-    for place, (run, difference) in enumerate(zip(runs, differences, strict=True)):
-        blocks += _run_section(run, difference, figures, f"{place:02d}-" if len(runs) > 1 else "")
+    for place, (run, analysed, difference) in enumerate(zip(runs, analyses, differences, strict=True)):
+        prefix = f"{place:02d}-" if len(runs) > 1 else ""
+        blocks += _run_section(run, analysed, difference, figures, prefix)
     summary = {run.name: _summary(run, found) for run, found in zip(runs, differences, strict=True)}
     write_atomic(Path(out) / "report.md", to_markdown(blocks, Path(out)).encode())
     write_atomic(Path(out) / "report.html", to_html(blocks, title).encode())
@@ -112,7 +109,9 @@ def _comparison(runs: list[RunData], differences: list[Differences]) -> list[Blo
     return blocks
 
 
-def _run_section(run: RunData, differences: Differences, figures: Path, prefix: str) -> list[Block]:
+def _run_section(
+    run: RunData, analyses: dict[str, dict[str, Any]], differences: Differences, figures: Path, prefix: str
+) -> list[Block]:
     # The title names a run that is alone.
     blocks: list[Block] = [Heading(run.name)] if prefix else []
     if run.missing:
@@ -127,6 +126,8 @@ def _run_section(run: RunData, differences: Differences, figures: Path, prefix: 
         caption = "What MR R-CNN gains, with 95% paired bootstrap intervals over images, in points of AP."
         blocks += [Heading("What refining gains", 3), _difference_table(differences), Figure(path, caption)]
     blocks += _pictures(run, figures / f"{prefix}pictures.png")
+    blocks += _extremes(run, analyses, figures / f"{prefix}extremes.png")
+    blocks += _huddledness(analyses, figures / f"{prefix}huddledness.png")
     for name, huddled, kind in MEASURES if run.models else ():
         blocks += [Heading(f"In detail: {name}", 3), _detail_table(run, huddled, kind)]
     if run.models:
@@ -185,22 +186,28 @@ def _difference_table(differences: Differences) -> Table:
     return Table(header, [[against, *map(_gain, found.values())] for against, found in differences.items()])
 
 
-def _differences(run: RunData) -> Differences:
-    """Return "control" and "baseline" -> measure -> what MR R-CNN has more; {} if it cannot be told."""
-    others = [model for model in ("control", "baseline") if model in run.models]
-    if "refined" not in run.models or not others or run.shards is None or not run.shards.has_annotations:
+def _analyses(run: RunData) -> dict[str, dict[str, Any]]:
+    """Return the analysis of every evaluated network; {} where the held-out images are not to be had."""
+    if run.shards is None or not run.shards.has_annotations:
         return {}
     coco = prepare_annotations(run.shards.to_coco())
-    counted = huddled_ids(coco["annotations"])
-    found: Differences = {model: {} for model in others}
-    for measure, huddled, kind in MEASURES:
-        drawn: dict[str, Resampled] = {}
-        for model in ("refined", *others):
-            matches = match_images(coco, run.models[model].results, kind, counted if huddled else None)
-            drawn[model] = resample(matches, RESAMPLES)
-        for model in others:
-            found[model][measure] = paired_interval(drawn[model], drawn["refined"])
-    return found
+    return {model: analyse(coco, item.results, RESAMPLES) for model, item in run.models.items()}
+
+
+def _differences(analyses: dict[str, dict[str, Any]]) -> Differences:
+    """Return "control" and "baseline" -> measure -> what MR R-CNN has more; {} if it cannot be told."""
+    if "refined" not in analyses:
+        return {}
+    return {
+        model: {
+            measure: paired_interval(
+                resampled_of(analyses[model], measure), resampled_of(analyses["refined"], measure)
+            )
+            for measure, _, _ in MEASURES
+        }
+        for model in ("control", "baseline")
+        if model in analyses
+    }
 
 
 def _pictures(run: RunData, path: Path) -> list[Block]:
@@ -213,6 +220,24 @@ def _pictures(run: RunData, path: Path) -> list[Block]:
         f"equals; chosen by the ground truth alone). Detections of score {PICTURE_SCORE} or more."
     )
     return [Heading("Pictures", 3), Figure(path, caption)]
+
+
+def _extremes(run: RunData, analyses: dict[str, dict[str, Any]], path: Path) -> list[Block]:
+    if not {"baseline", "refined"} <= analyses.keys():
+        return []
+    gained, lost = extremes(analyses["baseline"]["images"], analyses["refined"]["images"])
+    if not gained + lost:
+        return []
+    results = [(MODELS[model], run.models[model].results) for model in ("baseline", "refined")]
+    draw_extremes(run.shards, results, gained, lost, path)
+    return [Heading("Where MR R-CNN gains and loses most", 3), Figure(path, EXTREMES_RULE)]
+
+
+def _huddledness(analyses: dict[str, dict[str, Any]], path: Path) -> list[Block]:
+    if not analyses:
+        return []
+    draw_huddledness({MODELS[model]: found["huddledness"] for model, found in analyses.items()}, path)
+    return [Heading("AP against huddledness", 3), Figure(path, HUDDLEDNESS)]
 
 
 def _summary(run: RunData, differences: Differences) -> dict[str, Any]:

@@ -14,7 +14,7 @@ BLUE, ORANGE, GREY = "#0a5fb4", "#d95f02", "#8a939c"
 
 def draw_curves(run: RunData, path: Path) -> None:
     """Draw every stage's loss, the sum and its terms, against the step; needs at least one curve."""
-    figure, axes = _axes(len(run.curves))
+    figure, axes = figure_of(len(run.curves))
     for axis, (stage, lines) in zip(axes, run.curves.items(), strict=True):
         steps = [line["step"] for line in lines]
         terms = sorted({key for line in lines for key in line} - NOT_LOSSES)
@@ -24,13 +24,13 @@ def draw_curves(run: RunData, path: Path) -> None:
         axis.set(title=stage, xlabel="step", ylim=(0, None))
         axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("loss")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_differences(intervals: dict[str, dict[str, Interval]], path: Path) -> None:
     """Draw the 95% intervals of AP differences: rows are measures, colours what MR R-CNN is compared with."""
     measures = list(next(iter(intervals.values())))
-    figure, (axis,) = _axes(1, height=0.55 * len(measures) + 1.2, width=8)
+    figure, (axis,) = figure_of(1, height=0.55 * len(measures) + 1.2, width=8)
     for offset, (against, colour) in zip(
         (-0.13, 0.13), zip(intervals, (BLUE, ORANGE), strict=False), strict=False
     ):
@@ -51,13 +51,13 @@ def draw_differences(intervals: dict[str, dict[str, Interval]], path: Path) -> N
     axis.set(yticks=range(len(measures)), yticklabels=measures, xlabel="difference of AP, points")
     axis.invert_yaxis()
     axis.legend(fontsize=8, frameon=False, loc="best")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_alpha(sweep: list[tuple[float, dict[str, Any]]], path: Path) -> None:
     """Draw box and mask AP, plain and huddled, against alpha."""
     alphas = [alpha for alpha, _ in sweep]
-    figure, axes = _axes(2)
+    figure, axes = figure_of(2)
     for axis, title, pick in ((axes[0], "all", lambda m: m), (axes[1], "huddled", lambda m: m["huddled"])):
         for kind, name, colour in (("bbox", "box", BLUE), ("segm", "mask", ORANGE)):
             values = [pick(metrics)[kind]["AP"] for _, metrics in sweep]
@@ -66,7 +66,7 @@ def draw_alpha(sweep: list[tuple[float, dict[str, Any]]], path: Path) -> None:
         axis.set(title=title, xlabel="alpha")
         axis.legend(fontsize=8, frameon=False)
     axes[0].set_ylabel("AP")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_pictures(run: RunData, coco: dict[str, Any], image_ids: list[int], score: float, path: Path) -> None:
@@ -98,7 +98,8 @@ def most_huddled(coco: dict[str, Any], number: int) -> list[int]:
     return sorted(counts, key=lambda image_id: (-counts[image_id], image_id))[:number]
 
 
-def _axes(number: int, height: float = 3.6, width: float = 11.0) -> tuple[Any, list[Any]]:
+def figure_of(number: int, height: float = 3.6, width: float = 11.0) -> tuple[Any, list[Any]]:
+    """Return (figure, its `number` axes beside each other); sizes in inches."""
     # Figure without pyplot: no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -113,7 +114,8 @@ def _axes(number: int, height: float = 3.6, width: float = 11.0) -> tuple[Any, l
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
     # Without matplotlib's version in it the file is the same wherever it is drawn.
     figure.savefig(path, dpi=130, metadata={"Software": None})
 

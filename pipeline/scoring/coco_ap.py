@@ -1,21 +1,25 @@
-"""COCO average precision, box and mask, plain and over huddled instances only.
+"""COCO average precision, box and mask, plain and over some of the instances only.
 
 The numbers are those of pycocotools on the same annotations and the same results file (so the area
 of a detection is its box's, for both kinds, as pycocotools' `loadRes` has it); faster-coco-eval
-computes them.
+computes them unless pycocotools is asked for.
 """
 
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as rle
 
+from pipeline.scoring.evaluators import Annotations, Kind, Scorer, evaluator
 from shards.masks import decode_mask
 
-Kind = Literal["bbox", "segm"]
 Summary = dict[str, float | None]
+Scores = tuple[Summary, dict[int, float | None]]
 ALL_AREAS, MAX_DETECTIONS = 0, 2
+# An evaluator holds several objects a result, so it gets the results of some categories at a time.
+RESULTS_AT_ONCE = 50_000
 
 
 def prepare_annotations(coco: dict[str, Any]) -> dict[str, Any]:
@@ -33,8 +37,12 @@ def prepare_annotations(coco: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_kind(
-    coco: dict[str, Any], results: list[dict[str, Any]], kind: Kind, counted: set[int] | None = None
-) -> tuple[Summary, dict[int, float | None]]:
+    coco: dict[str, Any],
+    results: Annotations,
+    kind: Kind,
+    counted: set[int] | None = None,
+    scorer: Scorer = "faster_coco_eval",
+) -> Scores:
     """Return (summary, AP by category id): fractions from 0 to 1, None where undefined.
 
     Args:
@@ -42,37 +50,60 @@ def evaluate_kind(
         results: COCO results, in the order in which ties are broken.
         kind: "bbox" or "segm".
         counted: ids of the annotations that count; the others are set to ignore. None: all count.
+        scorer: which library; they agree to 1e-10.
     """
-    truth = COCO({**coco, "annotations": [dict(annotation) for annotation in coco["annotations"]]})
-    found = truth.loadRes([dict(result) for result in results])
-    evaluator = _Evaluator(truth, found, kind, rle_iou_max_workers=1)
-    evaluator.counted = counted
-    evaluator.evaluate()
-    evaluator.accumulate()
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    return evaluate_countings(coco, results, kind, [counted], scorer)[0]
+
+
+def evaluate_countings(
+    coco: dict[str, Any],
+    results: Annotations,
+    kind: Kind,
+    countings: list[set[int] | None],
+    scorer: Scorer = "faster_coco_eval",
+) -> list[Scores]:
+    """Return what `evaluate_kind` does for each counting; masks are compared once for all of them."""
     categories = sorted(category["id"] for category in coco["categories"])
+    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in countings]
+    for truth, members in _blocks(coco, results, categories):
+        block = evaluator(truth, members, kind, scorer)
+        for scores, counted in zip(found, countings, strict=True):
+            scores.append(block.score(counted))
+    return [_scores(blocks, categories) for blocks in found]
+
+
+def _blocks(
+    coco: dict[str, Any], results: Annotations, categories: list[int]
+) -> Iterator[tuple[dict[str, Any], Annotations]]:
+    """Yield ground truth and results of some categories after the other; AP of a category is its own."""
+    sizes = Counter(result["category_id"] for result in results)
+    block: list[int] = []
+    for place, category in enumerate(categories):
+        block.append(category)
+        if place + 1 == len(categories) or sum(sizes[c] for c in (*block, categories[place + 1])) > (
+            RESULTS_AT_ONCE
+        ):
+            chosen = set(block)
+            yield (
+                {
+                    **coco,
+                    "categories": [item for item in coco["categories"] if item["id"] in chosen],
+                    "annotations": [i for i in coco["annotations"] if i["category_id"] in chosen],
+                },
+                [result for result in results if result["category_id"] in chosen],
+            )
+            block = []
+
+
+def _scores(blocks: list[tuple[np.ndarray, np.ndarray]], categories: list[int]) -> Scores:
+    if not blocks:
+        return _summary(np.zeros((10, 101, 0, 4, 3)), np.zeros((10, 0, 4, 3))), {}
+    precision = np.concatenate([precision for precision, _ in blocks], axis=2)
+    recall = np.concatenate([recall for _, recall in blocks], axis=1)
     return _summary(precision, recall), {
         category: _mean(precision[:, :, place, ALL_AREAS, MAX_DETECTIONS])
         for place, category in enumerate(categories)
     }
-
-
-def ignore_uncounted(annotations: list[dict[str, Any]], counted: set[int] | None) -> None:
-    """Set `ignore` of prepared annotations that do not count; `iscrowd` stays as it is.
-
-    To be called after an evaluator's own preparation, which overwrites `ignore` with `iscrowd`.
-    """
-    if counted is not None:
-        for annotation in annotations:
-            annotation["ignore"] = int(bool(annotation["ignore"]) or annotation["id"] not in counted)
-
-
-class _Evaluator(COCOeval_faster):
-    counted: set[int] | None = None
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        ignore_uncounted(self.cocoGt.dataset["annotations"], self.counted)
 
 
 def _complete(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:

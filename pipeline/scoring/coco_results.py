@@ -4,17 +4,16 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
-from torch import Tensor
 
 Result = dict[str, Any]
 
 
-def coco_results(detections: dict[str, Tensor], image_id: int) -> list[Result]:
+def coco_results(detections: dict[str, Any], image_id: int) -> list[Result]:
     """Return one COCO result a detection, in the order the model gave them; [] without detections.
 
     Args:
         detections: `boxes` [D, 4] xyxy px, `labels` [D] category ids, `scores` [D] and `masks` bool
-            [D, H, W] of one image, as `load_model` returns them.
+            [D, H, W] of one image, as `load_model` returns them, or run lengths in a list [D].
         image_id: goes into every result.
 
     Returns:
@@ -37,7 +36,7 @@ def coco_results(detections: dict[str, Tensor], image_id: int) -> list[Result]:
             "category_id": label,
             "bbox": [*corner, *size],
             "score": score,
-            "segmentation": encode_mask(mask.cpu().numpy()),
+            "segmentation": mask if isinstance(mask, dict) else encode_mask(mask.cpu().numpy()),
         }
         for corner, size, label, score, mask in rows
     ]

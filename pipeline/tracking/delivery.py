@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PIPELINE = "pipeline"
 POINTS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 # MLflow refuses longer ones.
-PARAM_LENGTH, DIGEST_LENGTH = 6000, 36
+PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 6000, 8000, 36
 RUN_TAG, STAGE_TAG, INPUTS_TAG, ATTEMPT_TAG = "mrrcnn.run", "mrrcnn.stage", "mrrcnn.inputs", "mrrcnn.attempt"
 
 
@@ -141,17 +141,25 @@ class Delivery:
                 self._client.set_tag(run_id, ATTEMPT_TAG, event["attempt"])
             case "finished":
                 self._client.set_terminated(run_id, event["status"])
+            case "artifact" if not superseded:
+                artifact = {"run_id": run_id, "path": event["path"], "folder": event["folder"]}
+                if not self._try_artifact(artifact):
+                    self._note(waiting=[*self.state.get("waiting", []), artifact])
+            case _:
+                self._send_facts(run_id, stage, event)
+
+    def _send_facts(self, run_id: str, stage: str, event: Event) -> None:
+        match event["kind"]:
             case "metrics":
                 row = {"step": event["step"], **event["metrics"]}
                 self._send_points(stage, [row], event["time_ms"])
             case "params":
                 self._send_params(run_id, event["params"])
+            case "tags":
+                for key, value in event["tags"].items():
+                    self._client.set_tag(run_id, _name(key), value[:TAG_LENGTH])
             case "dataset":
                 self._send_dataset(run_id, event)
-            case "artifact" if not superseded:
-                artifact = {"run_id": run_id, "path": event["path"], "folder": event["folder"]}
-                if not self._try_artifact(artifact):
-                    self._note(waiting=[*self.state.get("waiting", []), artifact])
 
     def _deliver_metrics(self, stage: str) -> None:
         tail = self._tails.get(stage)

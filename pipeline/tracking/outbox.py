@@ -42,6 +42,21 @@ def read_events(run_dir: Path, start: int = 0) -> list[tuple[Event, int]]:
     return events
 
 
+def outbox_damage(run_dir: Path, delivered: int) -> str:
+    """Return what is wrong with an outbox of which so many bytes were delivered; "" when nothing is.
+
+    Nothing ever shortens it, and every line ends: a shorter one, or half a line, has lost events.
+    """
+    path = run_dir / "outbox.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    if not content or len(content) < delivered:
+        return f"it has {len(content)} bytes, of which {delivered} were delivered already"
+    if not content.endswith(b"\n"):
+        return "its last line is torn"
+    torn = sum(_parse(line) is None for line in content.splitlines(keepends=True))
+    return f"{torn} of its lines cannot be read" if torn else ""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Lines of a metrics log, when they were first seen (ms since 1970), and where they end."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tracking.delivery import PIPELINE, Delivery
-from pipeline.tracking.outbox import append_event
+from pipeline.tracking.outbox import append_event, outbox_damage
 from pipeline.tracking.uri import redact, resolve_uri
 from shards.errors import BadInput
 from shards.files import encode_json, write_atomic
@@ -67,7 +67,10 @@ class Tracker:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         earlier = _read_state(self._run_dir)
         self._uri = resolve_uri(uri, earlier.get("uri"))
+        self._damage = outbox_damage(self._run_dir, earlier["events"]) if earlier else ""
         self._state = _begin_state(self._run_dir, earlier, redact(self._uri), experiment)
+        if self._damage:
+            self._begin_outbox_anew()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._complete = self._warned = False
         self._append("started", stage=PIPELINE, attempt=attempt)
@@ -76,6 +79,13 @@ class Tracker:
             _import_mlflow()
         self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
         self._thread.start()
+
+    def has_lost_events(self) -> bool:
+        """Return whether the outbox was damaged: note again all that earlier attempts have noted.
+
+        What has reached MLflow already stays as it is there.
+        """
+        return bool(self._damage)
 
     def stage_started(self, stage: str, attempt: int, inputs: str = "") -> None:
         """Note that a stage begins or goes on; other `inputs` (its input hash) make another child run."""
@@ -88,6 +98,10 @@ class Tracker:
     def log_params(self, params: dict[str, Any], stage: str = PIPELINE) -> None:
         """Note parameters; nested dicts become dotted keys. One that MLflow has already stays as it is."""
         self._append("params", stage=stage, params={k: redact(str(v)) for k, v in flatten(params).items()})
+
+    def log_tags(self, stage: str, tags: dict[str, Any]) -> None:
+        """Note tags, by which `mlflow.search_runs` finds runs; a new value replaces the old."""
+        self._append("tags", stage=stage, tags={key: redact(str(value)) for key, value in tags.items()})
 
     def log_metrics(self, stage: str, metrics: dict[str, Any], step: int = 0) -> None:
         """Note single numbers, such as AP; nested dicts become dotted keys, undefined ones are left out.
@@ -127,6 +141,15 @@ class Tracker:
                 self._run_dir,
             )
         return self._complete
+
+    def _begin_outbox_anew(self) -> None:
+        path = self._run_dir / "outbox.jsonl"
+        aside = path.with_name("outbox.broken.jsonl")
+        log.warning("%s is damaged: %s; set aside as %s and noted anew", path, self._damage, aside.name)
+        if path.exists():
+            os.replace(path, aside)
+        self._state["events"] = 0
+        write_atomic(self._run_dir / "tracking.json", encode_json(self._state))
 
     def _append(self, kind: str, **fields: Any) -> None:
         try:
@@ -194,6 +217,9 @@ def sync(run_dir: str | Path, uri: str | None = None) -> dict[str, Any]:
     if not earlier:
         raise BadInput(f"{run_dir}: holds no tracking.json; give the directory of a run that was begun")
     uri = _same_uri(run_dir, earlier["uri"]) if uri is None else resolve_uri(uri)
+    damage = outbox_damage(run_dir, earlier["events"])
+    if damage:
+        log.warning("%s: outbox.jsonl is damaged: %s; `mrrcnn run` again notes it anew", run_dir, damage)
     _import_mlflow()
     lock = _lock(run_dir)
     if lock is None:

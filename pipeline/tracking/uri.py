@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 DEFAULT_FILE = "mlflow.db"
+SECRETS = "password|passwd|token|secret|signature|api_?key|credential"
 
 
 def resolve_uri(configured: str | None, remembered: str | None = None) -> str:
@@ -21,5 +22,6 @@ def resolve_uri(configured: str | None, remembered: str | None = None) -> str:
 
 
 def redact(text: str) -> str:
-    """Return the text with every password of a URL in it replaced by ***."""
-    return re.sub(r"(\w://[^\s/:@]*):[^\s/@]+@", r"\1:***@", text)
+    """Return the text with every password of a URL in it, and every token in its query, replaced by ***."""
+    text = re.sub(r"(\w://[^\s/:@]*):[^\s/]+@", r"\1:***@", text)
+    return re.sub(rf"(?i)([?&][^\s=&]*(?:{SECRETS})[^\s=&]*=)[^\s&'\"]+", r"\1***", text)

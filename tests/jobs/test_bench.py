@@ -51,6 +51,7 @@ def test_paths_and_the_part_of_the_data_benchmark_pass_through(monkeypatch, tmp_
     [
         (("ops", "--images", "3"), "--images does not apply; it takes --device, --repeats, --threads, --out"),
         (("ops", "--coco", "a"), "--coco does not apply"),
+        (("train", "--images", "3"), "--images does not apply; it takes --workers, --repeats, --out"),
         (("data", "--device", "cpu"), "--device does not apply; it takes --workers, --repeats, --images"),
         (("data", "--threads", "2"), "--threads does not apply"),
         (("data", "--images", "3", "--coco", "a"), "give one"),

@@ -6,10 +6,12 @@ One cluster for all of it: its start and every start of workers take seconds.
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +19,10 @@ import pytest
 
 from benchmarks.local_cluster import local_cluster
 from benchmarks.tiny_run import write_tiny
+from configs.load import load_config
+from pipeline.data import sample_order
+from shards.batches import GlobalBatches
+from shards.read import ShardDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sentinel-of-mlflow"
@@ -105,30 +111,61 @@ def test_the_jobs_exit_code_and_its_line_come_back_and_no_package_is_left(cluste
 
 
 def test_a_lost_node_a_node_that_comes_back_and_a_stopped_job(cluster, tiny, tmp_path):
+    """It goes on with the node that is left, grows again right after a checkpoint, and shows no secret."""
     run = tmp_path / "run"
     samples, checkpoints = run / "baseline" / "samples.jsonl", run / "baseline" / "checkpoints"
     words = command(cluster, tiny, run, "--workers", "2", "--min-workers", "1")
     environment = laptop(cluster, tmp_path)
 
-    def ranks():
-        return {line["rank"] for line in lines(samples)[-1:]}, len(lines(samples))
+    def two():
+        return last_rank(samples) == 1
 
-    def grown():
-        return lines(samples) and lines(samples)[-1]["rank"] == 1
-
-    with at_a_terminal(words, environment, "/") as (process, output, type_):
-        wait_until(lambda: grown() and len(list(checkpoints.glob("step-*"))) > 1, process, output)
+    with at_a_terminal(words, environment, "/") as (process, output, keyboard):
+        wait_until(lambda: two() and any(checkpoints.glob("step-*")), process, output)
         second = subprocess.Popen(words, env=environment, cwd="/", stdout=subprocess.PIPE, text=True)
         cluster.kill(1)
-        wait_until(lambda: lines(samples) and not grown(), process, output)
+        wait_until(lambda: last_rank(samples) == 0, process, output)
         cluster.start(1)
-        wait_until(grown, process, output)
-        assert "has room for 2 worker(s) again; going on from step-" in output()
+        wait_until(lambda: two() and output().count("starting 2 of 2") == 2, process, output)
+        wait_until(lambda: output().count("resumed from") == 2, process, output)
         os.killpg(process.pid, signal.SIGINT)
         wait_until(lambda: "[y/N]" in output(), process, output)
-        type_("y\n")
+        keyboard("y\n")
         assert process.wait(PATIENCE_S) == 130
-        assert "STOPPED" in output()
+        said = output()
         follower = second.communicate(timeout=PATIENCE_S)[0]
+    assert "STOPPED" in said
+    grown = re.search(r"has room for 2 again; going on from (step-\d+)", said)[1]
+    assert f"checkpoints/{grown}" in re.findall("resumed from (.*)", said)[-1], "growing repeated a step"
     assert "is running it already; no other is started" in follower
-    assert "workers: starting 1 of 2 worker(s)" in follower and second.returncode == 1
+    assert "workers: starting 1 of 2" in follower and second.returncode == 1
+    check_samples(samples, tiny)
+    for secret in (SECRET, cluster.token.read_text()):
+        assert secret not in said + follower
+        assert [path for path in holding(secret, cluster.folder, run) if path != cluster.token] == []
+
+
+def last_rank(samples):
+    found = lines(samples)
+    return found[-1]["rank"] if found else None
+
+
+def check_samples(samples, config):
+    """Every step, with whatever number of workers, has seen the images of the undisturbed order."""
+    settings = load_config(config)
+    schedule = settings.train.baseline
+    dataset = ShardDataset(settings.data.train)
+    order = sample_order(dataset, settings)
+    seen = defaultdict(list)
+    for line in lines(samples):
+        seen[line["step"]] += line["image_ids"]
+    assert sorted(seen) == list(range(1, len(seen) + 1)) and len(seen) > 10
+    every = GlobalBatches(order, batch=schedule.batch, stop_step=len(seen))
+    for step, batch in enumerate(every, 1):
+        assert sorted(seen[step]) == sorted(dataset.entries[index]["image_id"] for _, index in batch)
+
+
+def holding(secret, *folders):
+    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(found) > 50, "Ray's logs are among them"
+    return [path for path in found if secret.encode() in path.read_bytes()]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs.load import parse_config
 from jobs.checks import check_workers, legal_workers
-from jobs.elastic import Plan, failure_policy, scaling_policy
+from jobs.elastic import Plan, failure_policy, free_or_ours, scaling_policy
 from shards.errors import BadInput
 
 
@@ -52,10 +52,10 @@ def test_the_numbers_that_a_run_may_go_on_with():
 
 @pytest.fixture
 def ray_says(monkeypatch, tmp_path):
-    """Ray's elastic policy with stand-ins for the cluster: `nodes` maps names to CPUs, `dead` holds names."""
+    """Ray's elastic policy with a stand-in for the cluster: `nodes` maps names to CPUs."""
     from ray.train import ScalingConfig
 
-    cluster = SimpleNamespace(nodes={}, dead=set(), log=tmp_path / "progress.log", steps=tmp_path / "steps")
+    cluster = SimpleNamespace(nodes={}, log=tmp_path / "progress.log", steps=tmp_path / "steps")
     cluster.steps.mkdir()
 
     def policy(sizes, checkpoints=cluster.steps):
@@ -63,11 +63,10 @@ def ray_says(monkeypatch, tmp_path):
         wanted = ScalingConfig(num_workers=(sizes[0], sizes[-1]), elastic_resize_monitor_interval_s=0)
         made = scaling_policy(plan, wanted)
         made._maybe_send_resource_request = lambda: None
-        made._get_reserved_resources = lambda: {name: {"CPU": cpus} for name, cpus in cluster.nodes.items()}
         return made
 
     monkeypatch.setattr(
-        "ray.nodes", lambda: [{"NodeID": name, "Alive": name not in cluster.dead} for name in cluster.nodes]
+        "jobs.elastic.free_or_ours", lambda: {name: {"CPU": cpus} for name, cpus in cluster.nodes.items()}
     )
     cluster.policy = policy
     return cluster
@@ -90,13 +89,8 @@ def test_the_largest_legal_group_that_there_is_room_for_is_started(ray_says, roo
     ray_says.nodes = {"a": room}
     assert started(ray_says.policy((2, 4, 8))) == size
     said = ray_says.log.read_text()
-    wanted = f"waiting for 2 worker(s), the cluster has room for {room}"
-    assert (wanted if size is None else f"starting {size} of 8 worker(s)") in said
-
-
-def test_a_node_that_is_known_to_be_gone_holds_nobody(ray_says):
-    ray_says.nodes, ray_says.dead = {"a": 1, "b": 1}, {"b"}
-    assert started(ray_says.policy((1, 2))) == 1
+    wanted = f"waiting for 2, the cluster has room for {room}"
+    assert (wanted if size is None else f"starting {size} of 8") in said
 
 
 def test_a_group_grows_right_after_a_checkpoint_and_then_only(ray_says):
@@ -121,6 +115,24 @@ def test_a_group_never_grows_without_checkpoints_and_never_shrinks_while_it_work
         assert resized(policy, 2) is None
         (ray_says.steps / step).mkdir()
     assert resized(policy, 2) is None
+
+
+def test_room_is_what_is_free_and_what_this_jobs_groups_still_hold_on_live_nodes(monkeypatch):
+    def group(state, *nodes):
+        bundles = {place: {"CPU": 1.0, "GPU": 1.0} for place in range(len(nodes))}
+        return {"state": state, "bundles": bundles, "bundles_to_node_id": dict(enumerate(nodes))}
+
+    groups = {
+        "0a01": group("CREATED", "a", "b"),
+        "0b01": group("RESCHEDULING", "a", "dead"),
+        "0c01": group("REMOVED", "a", "b"),
+        "0d02": group("CREATED", "b", "b"),
+    }
+    free = {"a": {"CPU": 3.0}, "b": {"CPU": 0.5, "GPU": 2.0}}
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    assert free_or_ours() == {"a": {"CPU": 5.0, "GPU": 2.0}, "b": {"CPU": 1.5, "GPU": 3.0}}
 
 
 def test_failures_are_counted_since_the_last_checkpoint(tmp_path):

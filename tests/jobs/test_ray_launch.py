@@ -54,6 +54,23 @@ def test_fewer_gpus_than_workers_is_refused_and_none_means_the_cpu():
         _has_gpus({"GPU": 1.0}, 2)
 
 
+STAND_IN = """
+import os
+def is_initialized(): return False
+def init(address, include_dashboard, **_):
+    print(address, include_dashboard, os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+
+
+def test_a_private_cluster_has_no_dashboard_and_wants_a_token_of_its_own(tmp_path):
+    (tmp_path / "ray.py").write_text(STAND_IN)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "RAY_ADDRESS": "somebody:6379"}
+    code = "from jobs.ray_launch import connect; connect(None, 1)"
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    assert said == "local False token 64\n"
+
+
 def _drive(folder: Path, *names: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", DRIVER, str(folder), *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

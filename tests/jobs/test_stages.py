@@ -1,8 +1,9 @@
 """Which stages run again, which changes are refused, and that a killed run goes on: with stand-in stages."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -351,3 +352,38 @@ def test_what_cannot_train_is_refused_before_anything_runs(bench, changes, said)
 def test_one_process_has_one_worker(bench):
     with pytest.raises(BadInput, match="--launcher local has one"):
         run_pipeline(parse_config(bench.tree), bench.run_dir, workers=2, launcher="local")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "address", "there"),
+    [("ray", "auto", True), ("ray", None, False), ("torchrun", None, False), ("local", "auto", False)],
+)
+def test_a_run_on_a_cluster_shards_there_too(bench, monkeypatch, launcher, address, there):
+    seen = []
+    monkeypatch.setattr("jobs.ray_tasks.ray_tasks", lambda *cluster: cluster)
+    monkeypatch.setattr("shards.write.write_shards", lambda *_, spreading, **__: seen.append(spreading))
+    monkeypatch.setattr(jobs.stages, "showing_findings", nullcontext)
+    monkeypatch.setattr(jobs.stages, "check_splits", lambda *_: None)
+    config = parse_config(bench.tree, "test")
+    jobs.stages.shard(SimpleNamespace(config=config, path=bench.run_dir, launcher=launcher, address=address))
+    assert seen == [("auto", None) if there else None] * 2
+
+
+def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(bench, monkeypatch):
+    bench.run()
+    noted = []
+
+    class Forgetful(SilentTracker):
+        def has_lost_events(self):
+            return True
+
+        def stage_started(self, stage, attempt, inputs):
+            noted.append((stage, inputs == Ledger.load(bench.run_dir).tree["stages"][stage]["input_hash"]))
+
+    @contextmanager
+    def tracking(*_):
+        yield Forgetful()
+
+    monkeypatch.setattr(jobs.stages, "tracking", tracking)
+    assert bench.run() == []
+    assert noted == [(stage, True) for stage in ALL]

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from jobs.verdict import VERDICT, Judging
 from pipeline.lease import StaleAttempt, Superseded
 from pipeline.notice import Preempted
-from pipeline.train import InStep, NonFiniteLoss
+from pipeline.step_note import InStep
+from pipeline.train import NonFiniteLoss
 from shards.errors import BadInput
 
 

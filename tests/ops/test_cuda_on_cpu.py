@@ -3,12 +3,15 @@
 What a GPU alone can show is in test_cuda.py: the binding, streams, speed.
 """
 
+import signal
+
 import pytest
 import torch
 
 from ops import reference
 from tests.ops.cases import MASK_MODES, awkward_boxes, boxes_inside, features, masks
 from tests.ops.cuda_on_cpu.kernels import Kernels, build, compiler
+from tests.ops.test_backend import run_python
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler to compile the CUDA kernels with")
 H, W = 25, 34
@@ -143,13 +146,25 @@ def test_more_boxes_on_a_tile_than_are_listed_at_once(kernels, k):
     assert_near(run(kernels, arguments), expected(arguments), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("ratio", [0, 2])
-def test_neither_a_second_run_nor_the_order_of_threads_changes_a_bit(library, dtype, ratio):
-    arguments = problem(dtype, 40, ratio=ratio)
-    first = run(Kernels(library), arguments)
-    assert_same_bits(first, run(Kernels(library), arguments))
-    assert_same_bits(first, run(Kernels(library, downwards=True), arguments))
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "layout"),
+    [
+        (torch.float32, 0, torch.contiguous_format),
+        (torch.float32, 2, torch.channels_last),
+        (torch.bfloat16, 0, torch.channels_last),
+        (torch.bfloat16, 2, torch.contiguous_format),
+    ],
+)
+def test_neither_a_second_run_nor_the_schedule_changes_a_bit(library, dtype, ratio, layout):
+    """Nor what shared memory held before. Large boxes do not fit the tables; ten reach a tile at once."""
+    maps, rois, *rest = problem(dtype, 40, ratio=ratio, k=12)
+    rois = torch.cat([rois, rois * torch.tensor([1, 3, 3, 3, 3])])
+    arguments = (maps, rois, masks(len(rois), 28, 20, dtype=torch.float32), rest[1].repeat(2), *rest[2:])
+    first = run(Kernels(library), arguments, layout)
+    for downwards in (False, True):
+        for ahead in (False, True):
+            kernels = Kernels(library, downwards, ahead, poison=True)
+            assert_same_bits(first, run(kernels, arguments, layout))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -226,3 +241,50 @@ def test_masks_of_all_sizes(kernels, size):
     maps, rois, _, *rest = problem(torch.float64, 3)
     arguments = (maps, rois, masks(len(rois), *size), *rest)
     assert_near(run(kernels, arguments), expected(arguments), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 7), (1, 64, 8, 8), (3, 65, 9, 9), (2, 130, 1, 20), (1, 2, 7, 31)]
+)
+def test_channels_first_are_turned_to_channels_last(library, dtype, shape):
+    feature = features(*shape, dtype=dtype)
+    for kernels in (Kernels(library), Kernels(library, True, True, poison=True)):
+        turned = kernels.turn(feature)
+        assert turned.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(turned, feature)
+
+
+FENCED = """
+import sys
+from tests.ops.test_cuda_on_cpu import *
+for fence, layout in (("before", torch.contiguous_format), ("after", torch.channels_last)):
+    kernels = Kernels(sys.argv[1], fence=fence)
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels in (40, 3):
+            for ratio in (2, 0):
+                maps, rois, prob, level, *rest = problem(dtype, channels, ratio=ratio, levels=3)
+                rois[2, 0], rois[3, 0], rois[4, 3], level[5], level[6] = -1, 2, torch.nan, 3, -1
+                run(kernels, (maps, rois, prob, level, *rest), layout)
+        kernels.turn(features(2, 67, 9, 15, dtype=dtype))
+print("done")
+"""
+OUTSIDE = """
+import ctypes, sys
+from tests.ops.test_cuda_on_cpu import *
+fence = sys.argv[2]
+address = Kernels(sys.argv[1], fence=fence).guarded(torch.zeros(4)).data_ptr()
+assert ctypes.c_float.from_address(address + (12 if fence == "after" else 0)).value == 0
+ctypes.c_float.from_address(address + (16 if fence == "after" else -4)).value
+"""
+
+
+def test_nothing_outside_inputs_and_results_is_touched(library):
+    """A poor man's memcheck: right before or behind every tensor lies memory that ends the process."""
+    done = run_python("-c", FENCED, str(library))
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.parametrize("fence", ["before", "after"])
+def test_a_fence_ends_the_process(library, fence):
+    assert run_python("-c", OUTSIDE, str(library), fence).returncode == -signal.SIGSEGV

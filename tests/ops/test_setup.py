@@ -81,7 +81,7 @@ def toolkit(folder):
 def test_cpu_and_cuda(build, tmp_path):
     status, lines, libraries = build(CUDA_HOME=str(toolkit(tmp_path / "cuda")))
     assert (status, libraries) == (0, ["_C_cpu.so", "_C_cuda.so"])
-    assert lines == ["mrrcnn: built CPU and CUDA (sm_80, sm_90) operators"]
+    assert lines == ["mrrcnn: built CPU and CUDA (sm_75, sm_80, sm_90) operators"]
 
 
 def test_the_architectures_asked_for_are_named(build, tmp_path):
@@ -137,7 +137,7 @@ def test_cuda_alone_is_said(build, tmp_path):
     _, lines, libraries = build(FAIL="ops._C_cpu", CUDA_HOME=str(toolkit(tmp_path / "cuda")))
     assert libraries == ["_C_cuda.so"]
     assert lines[0].startswith(
-        "mrrcnn: built the CUDA (sm_80, sm_90) operator, CPU tensors use the reference"
+        "mrrcnn: built the CUDA (sm_75, sm_80, sm_90) operator, CPU tensors use the reference"
     )
 
 

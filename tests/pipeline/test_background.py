@@ -9,6 +9,7 @@ from pipeline import background
 from pipeline.background import CheckpointWriter
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.lease import StaleAttempt
+from pipeline.step_note import InStep
 
 LIMIT_S = 30
 
@@ -71,8 +72,9 @@ def test_a_write_that_failed_is_told_at_the_next_step_and_only_once(tmp_path, mo
         assert written.wait(LIMIT_S)
         checkpoints._pool.submit(lambda: None).result()
         call = {"save": lambda: checkpoints.save(2, {}, {}, {})}.get(ask) or getattr(checkpoints, ask)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as failed, InStep(9):
             call()
+        assert failed.value.__notes__ == ["in step 1"], "when it is told depends on the disk"
         checkpoints.check()
         checkpoints.wait()
 

@@ -15,14 +15,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run(world, stage, accumulate, folder, save_at=0):
+def torchrun(world, folder, script, *arguments):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
-        str(Path(__file__).with_name("toy_ranks.py")), str(stage), str(accumulate), str(folder), str(save_at),
+        "--log-dir", str(folder / "torchrun"), str(Path(__file__).with_name(script)), *map(str, arguments),
     ]  # fmt: skip
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def run(world, stage, accumulate, folder, save_at=0):
+    done = torchrun(world, folder, "toy_ranks.py", stage, accumulate, folder, save_at)
     line = next(line for line in done.stdout.splitlines() if line.startswith("WEIGHTS "))
     return json.loads(line.removeprefix("WEIGHTS "))
 
@@ -45,6 +50,19 @@ def test_resuming_at_the_same_world_size_is_bit_identical(straight):
 def test_a_checkpoint_goes_on_at_another_world_size_and_zero_stage(straight, world, stage):
     weights, folder = straight
     assert run(world, stage, 1, folder, save_at=3) == pytest.approx(weights, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_every_world_size_and_zero_stage_saves_the_bytes_that_it_has_loaded(straight, tmp_path):
+    _, folder = straight
+    checkpoint = folder / "step-000000003"
+    for world in (1, 2, 4):
+        torchrun(world, tmp_path, "universal_ranks.py", checkpoint, tmp_path)
+    saved = sorted(path for path in tmp_path.glob("*-*") if path.is_dir())
+    assert [path.name for path in saved] == [f"{world}-{stage}" for world in (1, 2, 4) for stage in (0, 1, 2)]
+    for path in saved:
+        for file in ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
+            assert (path / checkpoint.name / file).read_bytes() == (checkpoint / file).read_bytes(), path
 
 
 @pytest.mark.slow

@@ -152,7 +152,10 @@ class FakeShards:
 
     def __init__(self, coco, annotated=True):
         self.coco, self.has_annotations, self.hash = coco, annotated, "d0"
-        self.entries = [{"image_id": image["id"]} for image in coco["images"]]
+        self.entries = [
+            {"image_id": image["id"], "height": image["height"], "width": image["width"]}
+            for image in coco["images"]
+        ]
         self.categories = coco["categories"]
 
     def __len__(self):

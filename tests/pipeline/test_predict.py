@@ -1,6 +1,8 @@
 """Prediction from files: results in the image's own pixels, pictures that do not collide, clear refusals."""
 
 import json
+import struct
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +92,19 @@ def test_missing_broken_and_truncated_images_are_named_before_the_model_is_loade
     cut.write_bytes(save(tmp_path / "whole.png", (300, 300)).read_bytes()[:60])
     with pytest.raises(BadInput, match=r"cut\.png: cannot be decoded"):
         read_image(cut)
+
+
+def test_a_png_that_crashes_the_decoder_is_named_instead(tmp_path):
+    """Its checksums hold, but rows of pixels are missing: libpng's error ends the process."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", 40, 30, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "short.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.raises(BadInput, match=r"short\.png: cannot be decoded \(pixels are missing\)"):
+        read_image(tmp_path / "short.png")
 
 
 def test_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypatch):

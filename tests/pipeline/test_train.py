@@ -63,6 +63,7 @@ def start(folder, shards, world, stage="baseline", init=None, **overrides):
     (folder / "job.json").write_text(json.dumps(job))
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world),
+        "--log-dir", str(folder / "torchrun"),
         str(Path(__file__).with_name("train_ranks.py")), str(folder / "job.json"),
     ]  # fmt: skip
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

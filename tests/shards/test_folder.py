@@ -11,8 +11,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from shards import remote
 from shards.errors import BadInput
-from shards.folder import folder_at, shown
+from shards.folder import folder_at
 from shards.write import write_shards
 from tests.shards.coco_case import Case
 
@@ -88,13 +89,14 @@ def test_wherever_the_store_fails_an_index_means_its_shard_and_the_same_call_com
 
 
 def failing_at(monkeypatch, call: int) -> None:
-    """Let one upload fail before the object is there, as a broken connection does."""
+    """Let uploads fail from one on, before the object is there, as a broken connection does."""
     calls = []
+    monkeypatch.setattr(remote, "TRIES", 1)
 
     def failing(upload):
         def wrapped(*arguments, **options):
             calls.append(arguments)
-            if len(calls) == call:
+            if len(calls) >= call:
                 raise OSError("connection lost")
             return upload(*arguments, **options)
 
@@ -111,6 +113,7 @@ def test_an_absent_object_is_a_finding_and_a_broken_connection_is_none(store, mo
         shard(store)
     shard(store, on_bad="skip")
     read = MemoryFileSystem.cat_file
+    monkeypatch.setattr(remote, "PAUSE_S", 0)
 
     def fail(self, path, *arguments, **options):
         if path.endswith(".png"):
@@ -118,13 +121,13 @@ def test_an_absent_object_is_a_finding_and_a_broken_connection_is_none(store, mo
         return read(self, path, *arguments, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
-    with pytest.raises(OSError, match=r"timed out: '.*c\.png'"):
+    with pytest.raises(OSError, match=r"timed out\): '.*c\.png'"):
         shard(store, "other", on_bad="skip")
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket/x", "memory-of-nothing://x"])
 def test_a_url_that_nothing_reaches_is_refused_in_one_line(case, url):
-    with pytest.raises(BadInput, match="cannot be reached"):
+    with pytest.raises(BadInput, match="Protocol not known"):
         write_shards(url, case.json, case.out)
 
 
@@ -135,9 +138,33 @@ def test_missing_sources_are_named(case, store):
         write_shards(f"{store}/images", f"{store}/absent.json", case.out)
 
 
-def test_a_password_in_a_url_is_not_shown():
-    assert shown("ftp://me:secret@host/x") == "ftp://host/x"
-    assert folder_at("memory://me:secret@host").name_of("a.jpg") == "memory://host/a.jpg"
+def test_an_upload_that_fails_once_is_tried_again(case, store, monkeypatch):
+    monkeypatch.setattr(remote, "PAUSE_S", 0)
+    local, failed = case.shard(), set()
+
+    def twice(upload):
+        def wrapped(self, *arguments, **options):
+            if str(arguments) not in failed:
+                failed.add(str(arguments))
+                raise OSError("connection lost")
+            return upload(self, *arguments, **options)
+
+        return wrapped
+
+    for name in ("pipe_file", "put_file"):
+        monkeypatch.setattr(MemoryFileSystem, name, twice(getattr(MemoryFileSystem, name)))
+    assert shard(store) == local
+    assert len(failed) == 6, "report, progress, shard, index, list of images, description"
+
+
+def test_a_url_with_a_password_is_refused_and_not_shown(case, store):
+    places = {"images": f"{store}/images", "annotations": f"{store}/instances.json", "out": f"{store}/out"}
+    for name, url in places.items():
+        secret = url.replace("://", "://me:secret@")
+        with pytest.raises(BadInput, match="is given with a password") as raised:
+            write_shards(**{**places, name: secret})
+        assert "secret" not in str(raised.value)
+    assert folder_at("memory://me@host").name_of("a.jpg") == "memory://host/a.jpg"
 
 
 def test_local_paths_do_without_fsspec():

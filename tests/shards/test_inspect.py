@@ -1,5 +1,6 @@
 """Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
 
+import re
 import shutil
 import tarfile
 
@@ -8,10 +9,13 @@ from PIL import Image
 
 from shards import charts
 from shards.boxes import huddled, largest_overlap
+from shards.cache import Cache
+from shards.errors import BadInput
 from shards.inspect import inspect_shards
 from shards.read import ShardDataset
 from shards.tally import Tally
-from tests.shards.coco_case import flip_byte
+from tests.shards.coco_case import HEIGHT, WIDTH, flip_byte
+from tests.shards.http_folder import served
 
 
 def test_whole_shards_are_counted_and_drawn(case):
@@ -113,3 +117,39 @@ def test_a_missing_shard_is_one_line_however_many_samples_it_had(sharded, tmp_pa
     gone.unlink()
     found = inspect_shards(tmp_path / "copy")
     assert len(found["damaged"]) == 1 and str(gone) in found["damaged"][0]
+
+
+def test_an_image_whose_decoder_complains_is_listed_though_nothing_is_damaged_since(case):
+    """A stretch of its coded pixels stands there twice: sharding passes it, training decodes it, wrongly."""
+    path = case.images / "a.jpg"
+    Image.effect_noise((WIDTH, HEIGHT), 90).convert("RGB").save(path, quality=95)
+    content = path.read_bytes()
+    middle = len(content) * 3 // 4
+    path.write_bytes(content[:middle] + content[middle - 200 : middle] + content[middle:])
+    case.shard()
+    found = inspect_shards(case.out)
+    assert found["damaged"] == [] and len(found["complaints"]) == 1
+    assert re.search(r"000000000007\.jpg: decodes, but: Corrupt JPEG data", found["complaints"][0])
+
+
+def test_shards_behind_a_url_are_inspected_as_those_of_a_directory(case, tmp_path, monkeypatch):
+    case.shard()
+    cache = Cache(str(tmp_path / "cache"), 10**9)
+    with served(case.out) as server:
+        found = inspect_shards(server.url, tmp_path / "pictures" / "sheet.png", cache)
+        local = inspect_shards(case.out)
+        pictures = {"contact_sheet", "statistics"}
+        assert {name: found[name] for name in found.keys() - pictures} == {
+            name: local[name] for name in local.keys() - pictures
+        }
+        with pytest.raises(BadInput, match="is a URL; give --out"):
+            inspect_shards(server.url, cache=cache)
+        flip_byte(
+            next((tmp_path / "cache").glob(ShardDataset(case.out).description["shards"][0]["sha256"])), 700
+        )
+        assert inspect_shards(server.url, tmp_path / "sheet.png", cache)["damaged"] == [], "fetched again"
+        flip_byte(case.out / "instances-000000.tar", 700)
+        for copy in (tmp_path / "cache").iterdir():
+            copy.unlink()
+        (line,) = inspect_shards(server.url, tmp_path / "sheet.png", cache)["damaged"]
+        assert line.startswith(f"{server.url}/instances-000000.tar: does not match its checksum")

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from shards.boxes import box_of
 from shards.errors import BadInput
-from shards.masks import decode_mask, run_lengths
+from shards.masks import decode_mask, measure_mask, run_lengths
 
 SIDES = st.integers(1, 60)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -31,6 +32,33 @@ def test_polygons_are_rasterised_and_united_as_pycocotools_does(height, width, s
     ]
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
     np.testing.assert_array_equal(decode_mask(polygons, height, width), expected)
+
+
+def measured_by_decoding(segmentation, height, width) -> list[float]:
+    mask = decode_mask(segmentation, height, width)
+    left, top, right, bottom = box_of(mask)
+    return [left, top, right - left, bottom - top, mask.sum()]
+
+
+@given(SIDES, SIDES, SEEDS, st.integers(1, 3))
+def test_box_and_area_of_polygons_are_those_of_the_decoded_mask(height, width, seed, count):
+    rng = np.random.default_rng(seed)
+    polygons = [
+        ((2 * rng.random((rng.integers(3, 9), 2)) - 0.5) * (width, height)).ravel().tolist()
+        for _ in range(count)
+    ]
+    found = measure_mask(polygons, height, width)
+    assert found == measured_by_decoding(polygons, height, width)
+
+
+@given(SIDES, SIDES, st.lists(st.integers(0, 9), min_size=1, max_size=60))
+def test_box_and_area_of_run_lengths_are_those_of_the_decoded_mask_with_runs_of_length_0_too(
+    height, width, runs
+):
+    runs = [run for place, run in enumerate(runs) if sum(runs[: place + 1]) <= height * width]
+    segmentation = {"size": [height, width], "counts": [*runs, height * width - sum(runs)]}
+    found = measure_mask(segmentation, height, width)
+    assert found == measured_by_decoding(segmentation, height, width)
 
 
 def test_result_is_uint8_and_no_polygons_give_an_empty_mask():

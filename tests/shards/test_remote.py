@@ -7,7 +7,7 @@ import pytest
 
 from shards import remote
 from shards.errors import BadInput
-from shards.remote import absolute, check_url, download, is_url, read_url
+from shards.remote import absolute, check_url, download, is_remote, local_path, read_url, shown
 from tests.shards.http_folder import served
 
 
@@ -85,9 +85,15 @@ def test_a_full_disk_is_not_waited_for(server, tmp_path, monkeypatch):
 
 def test_urls_are_told_from_paths_and_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert is_url("s3://bucket/train") and not is_url("data/train") and not is_url(tmp_path)
+    assert is_remote("s3://bucket/train") and not is_remote("data/train") and not is_remote(tmp_path)
     assert absolute("s3://bucket/train") == "s3://bucket/train"
     assert absolute("data") == str(tmp_path / "data")
+
+
+def test_a_file_url_is_a_path_of_this_machine(tmp_path):
+    assert not is_remote(f"file://{tmp_path}")
+    assert local_path(f"file://{tmp_path}") == local_path(tmp_path) == tmp_path
+    assert absolute(f"file://{tmp_path}") == str(tmp_path)
 
 
 def test_a_password_is_refused_and_not_shown():
@@ -96,3 +102,28 @@ def test_a_password_is_refused_and_not_shown():
     assert "secret" not in str(raised.value)
     check_url("s3://bucket/a:b@c/train")
     check_url("https://host:8080/train")
+    check_url("/a/path:with@signs")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("ftp://me:secret@host/x", "ftp://host/x"),
+        ("s3://key@bucket/a:b@c", "s3://bucket/a:b@c"),
+        ("https://host/a.json?signature=secret", "https://host/a.json"),
+        ("/a/path?", "/a/path?"),
+    ],
+)
+def test_what_is_shown_of_a_url_gives_nothing_away(url, expected):
+    assert shown(url) == expected
+
+
+def test_no_message_shows_a_signature(server, tmp_path):
+    for action in (read_url, lambda url: download(url, tmp_path / "copy")):
+        with pytest.raises(BadInput) as raised:
+            action(f"{server.url}/b.bin?signature=secret")
+        assert "secret" not in str(raised.value)
+    server.answers["a.bin?signature=secret"] = [503] * remote.TRIES
+    with pytest.raises(OSError, match="tried 4 times") as raised:
+        read_url(f"{server.url}/a.bin?signature=secret")
+    assert "secret" not in str(raised.value)

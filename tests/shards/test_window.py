@@ -54,6 +54,17 @@ def test_shard_and_offset_are_those_of_the_index(counts, window, seed, position)
     assert order.index(position) == sum(counts[:shard]) + offset
 
 
+@given(COUNTS, WINDOWS, SEEDS, st.integers(0, 500))
+def test_the_shards_of_a_window_are_those_that_its_positions_read(counts, window, seed, position):
+    assume(sum(counts))
+    order = WindowOrder(counts, window, seed)
+    shards, after = order.window_at(position)
+    first = position - position % order.size % window
+    assert first <= position < after <= first + window and (after - first == window or not after % order.size)
+    assert set(shards) == {order.locate(place)[0] for place in range(first, after)}
+    assert len(shards) == len(set(shards))
+
+
 def test_every_shard_is_read_in_one_stretch_of_an_epoch():
     """What a cold store is about: 40 shards through a cache that holds but three of them."""
     counts = [25] * 40

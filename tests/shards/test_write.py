@@ -1,6 +1,7 @@
 """Shards: stock tools read them, bytes never vary, a kill anywhere leaves nothing half-done."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -65,6 +66,23 @@ def test_stock_tar_unpacks_plain_files_into_its_folder_with_fixed_times_and_owne
         (0, 0, 0, "mrrcnn")
     }
     assert len(list((tmp_path / "unpacked").iterdir())) == 8
+
+
+@pytest.mark.usefixtures("cut_small")
+def test_every_byte_is_what_webdatasets_own_writer_writes(case, synthetic, tmp_path):
+    """PNGs and JPEGs: their JSON stands before the one and after the other."""
+    case.shard()
+    shard(synthetic, tmp_path / "cut")
+    for path in (*case.out.glob("*.tar"), *(tmp_path / "cut").glob("*.tar")):
+        written, samples = io.BytesIO(), {}
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                samples.setdefault(key, {"__key__": key})[extension] = tar.extractfile(member).read()
+        with webdataset.TarWriter(written, user="mrrcnn", group="mrrcnn", mtime=0, encoder=False) as writer:
+            for sample in samples.values():
+                writer.write(sample)
+        assert written.getvalue() == path.read_bytes()
 
 
 def test_index_and_description_say_where_everything_is(case):
@@ -238,3 +256,21 @@ def test_images_that_are_no_longer_those_of_the_shards_are_named(case, change):
     path.unlink() if change == "missing" else path.write_bytes(path.read_bytes() + b"x")
     assert first_changed(case.out, case.images) == "a.jpg"
     assert first_changed(case.out, case.images / "gone") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'[["a.jpg"]]', b"{"])
+def test_a_damaged_list_of_images_is_named(case, damage):
+    case.shard()
+    (case.out / "source_images.json").write_bytes(damage)
+    with pytest.raises(BadInput, match=r"source_images\.json: is damaged; delete it"):
+        first_changed(case.out, case.images)
+
+
+@pytest.mark.parametrize("damage", [None, b"{"])
+def test_a_report_that_is_gone_or_damaged_is_written_again(case, damage):
+    case.shard()
+    path = case.out / "report.json"
+    before = digests(case.out)
+    path.unlink() if damage is None else path.write_bytes(damage)
+    case.shard()
+    assert digests(case.out) == before

@@ -63,13 +63,14 @@ int64_t backward_features_blocks(const Problem<F, T>& problem) {
 // The last level first: it is the coarsest, and most RoIs meet on its tiles.
 template <class F, class T>
 __device__ Tile find_tile(const Problem<F, T>& problem) {
-  int64_t tile = blockIdx.x / passes(problem);
-  int level = problem.num_levels - 1;
-  for (; tile >= tiles_of_level(problem, level); --level) tile -= tiles_of_level(problem, level);
+  // There are fewer tiles than blocks, which 32 bits hold; 64 would make the divisions slow.
+  int tile = static_cast<int>(blockIdx.x / passes(problem)), level = problem.num_levels - 1;
+  for (; tile >= tiles_of_level(problem, level); --level) {
+    tile -= static_cast<int>(tiles_of_level(problem, level));
+  }
   const int tiles_x = (problem.levels[level].width + kTileWidth - 1) / kTileWidth;
   const int tiles_y = (problem.levels[level].height + kTileHeight - 1) / kTileHeight;
-  const int64_t per_image = int64_t(tiles_y) * tiles_x;
-  const int within = static_cast<int>(tile % per_image);
+  const int per_image = tiles_y * tiles_x, within = tile % per_image;
   return {level, tile / per_image, within / tiles_x * kTileHeight, within % tiles_x * kTileWidth};
 }
 

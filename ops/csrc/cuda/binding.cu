@@ -18,6 +18,7 @@
 #include "backward_features.cuh"
 #include "backward_masks.cuh"
 #include "forward.cuh"
+#include "turn.cuh"
 
 namespace mrrcnn {
 namespace {
@@ -29,7 +30,7 @@ using torch::stable::Tensor;
 // Holds the tensors that a Problem points into.
 template <class F, class T>
 struct Prepared {
-  std::vector<Tensor> features;
+  std::vector<Tensor> features;  // none where nobody reads them
   Tensor rois;
   std::optional<Tensor> prob, level;
   Problem<F, T> problem;
@@ -49,15 +50,46 @@ Tensor dense(const Tensor& t, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(t, type));
 }
 
+cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check_launch() {
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
+                  "sa_roi_align: _C_cuda.so has no kernels for this GPU; build it with TORCH_CUDA_ARCH_LIST set to the "
+                  "GPU's compute capability (torch.cuda.get_device_capability())");
+  STD_TORCH_CHECK(error == cudaSuccess, "sa_roi_align: ", cudaGetErrorString(error));
+}
+
+// The same tensor, or its elements with channels innermost.
+template <class F>
+Tensor channels_last(const Tensor& t) {
+  const int64_t images = t.size(0), channels = t.size(1), pixels = t.size(2) * t.size(3);
+  const int64_t blocks = turn_blocks(images, channels, pixels);
+  const bool turns = t.is_contiguous() && channels > 1 && pixels > 1 && blocks > 0 && blocks <= INT32_MAX;
+  if (!turns) return torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+  Tensor turned = torch::stable::empty(t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt,
+                                       MemoryFormat::ChannelsLast);
+  turn_kernel<F><<<blocks, kThreads, 0, current_stream(t)>>>(
+      static_cast<const F*>(t.const_data_ptr()), static_cast<int>(channels), static_cast<int>(pixels),
+      static_cast<F*>(turned.mutable_data_ptr()));
+  check_launch();
+  return turned;
+}
+
 template <class F, class T>
-Prepared<F, T> prepare(const Arguments& a) {
+Prepared<F, T> prepare(const Arguments& a, bool read_features) {
   check_limits(a);
   const ScalarType type = a.sum_type();
   Prepared<F, T> p{{}, dense(a.rois, type), std::nullopt, std::nullopt, {}};
   for (size_t i = 0; i < a.features.size(); ++i) {
-    p.features.push_back(torch::stable::contiguous(a.features[i], MemoryFormat::ChannelsLast));
-    p.problem.levels[i] = {static_cast<const F*>(p.features[i].const_data_ptr()),
-                           static_cast<int>(a.features[i].size(2)), static_cast<int>(a.features[i].size(3)),
+    const Tensor& f = a.features[i];
+    if (read_features) p.features.push_back(channels_last<F>(f));
+    p.problem.levels[i] = {read_features ? static_cast<const F*>(p.features[i].const_data_ptr()) : nullptr,
+                           static_cast<int>(f.size(2)), static_cast<int>(f.size(3)),
                            static_cast<T>(a.spatial_scales[i])};
   }
   if (a.prob) p.prob = dense(*a.prob, type);
@@ -71,17 +103,6 @@ Prepared<F, T> prepare(const Arguments& a) {
   p.problem.channels = static_cast<int>(a.features[0].size(1));
   p.problem.settings = a.settings();
   return p;
-}
-
-cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check_launch() {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "sa_roi_align: ", cudaGetErrorString(error));
 }
 
 Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
@@ -111,7 +132,7 @@ template <class F, class T>
 Tensor pool(const Arguments& a) {
   Tensor output = a.new_output();
   if (output.numel() == 0) return output;
-  const Prepared<F, T> p = prepare<F, T>(a);
+  const Prepared<F, T> p = prepare<F, T>(a, true);
   F* data = static_cast<F*>(output.mutable_data_ptr());
   const dim3 grid(p.problem.num_rois, forward_parts(p.problem.num_rois, a.pooled_h * a.pooled_w));
   choose_path<F>(fits_vectors<F>(p.features, p.problem.channels), [&](auto v) {
@@ -128,8 +149,7 @@ std::vector<Tensor> feature_gradients(const Arguments& a, const Prepared<F, T>& 
   FeatureGradients<F> pointers{};
   for (size_t i = 0; i < a.features.size(); ++i) {
     const Tensor& f = a.features[i];
-    gradients.push_back(torch::stable::empty(f.sizes(), f.scalar_type(), std::nullopt, f.device(),
-                                             std::nullopt, memory_format(f)));
+    gradients.push_back(a.new_feature_gradient(f));
     pointers.data[i] = static_cast<F*>(gradients[i].mutable_data_ptr());
     pointers.strides[i] = strides_of(gradients[i]);
   }
@@ -164,11 +184,11 @@ Tensor mask_gradient(const Arguments& a, const Prepared<F, T>& p, const Tensor& 
 
 template <class F, class T>
 Gradients differentiate(const Arguments& a, const Tensor& grad, bool need_f, bool need_p) {
-  const Prepared<F, T> p = prepare<F, T>(a);
-  const Tensor typed = torch::stable::to(grad, a.features[0].scalar_type());
-  const Tensor nhwc = torch::stable::contiguous(typed, MemoryFormat::ChannelsLast);
+  need_p = need_p && a.prob;
+  const Prepared<F, T> p = prepare<F, T>(a, need_p);
+  const Tensor nhwc = channels_last<F>(torch::stable::to(grad, a.features[0].scalar_type()));
   return {need_f ? feature_gradients(a, p, nhwc) : a.no_feature_gradients(),
-          need_p && a.prob ? mask_gradient(a, p, nhwc) : a.no_gradient()};
+          need_p ? mask_gradient(a, p, nhwc) : a.no_gradient()};
 }
 
 Tensor sa_roi_align(std::vector<Tensor> features, Tensor rois, std::optional<Tensor> prob,

@@ -3,7 +3,7 @@
 // F is the type of features, output and grad, T the type of coordinates, masks and sums. Features and grad
 // are channels innermost: [N, H, W, C] and [K, pooled_h, pooled_w, C].
 //
-// State of the kernels: compiled for sm_80 and sm_90, and checked on the CPU thread by thread
+// State of the kernels: compiled for sm_75, sm_80 and sm_90, and checked on the CPU thread by thread
 // (tests/ops/cuda_on_cpu); not yet run on a GPU, their speed is not measured.
 #pragma once
 

@@ -52,12 +52,16 @@ struct Cursor {
 // Whether RoI k may reach the tile.
 template <class F, class T>
 __device__ bool may_touch(const Problem<F, T>& problem, const Tile& tile, int64_t k) {
-  // Most RoIs are of another level or image: they cost two reads.
-  if (problem.level && problem.level[k] != tile.level) return false;
-  if (problem.rois[5 * k] < T(tile.image) || problem.rois[5 * k] >= T(tile.image + 1)) return false;
+  // Most RoIs are of another level or image or lie elsewhere: they cost a few reads, all on their way at once.
+  const T* box = problem.rois + 5 * k;
+  const int64_t of_level = problem.level ? problem.level[k] : 0;
+  const T image = box[0], x0 = box[1], y0 = box[2], x1 = box[3], y1 = box[4];
+  const Level<F, T>& level = problem.levels[tile.level];
+  if (of_level != tile.level || image < T(tile.image) || image >= T(tile.image + 1)) return false;
+  if (passes_by(y0, y1, level.scale, tile.y, tile.y + kTileHeight)) return false;
+  if (passes_by(x0, x1, level.scale, tile.x, tile.x + kTileWidth)) return false;
   Roi<T> roi;
   if (find_roi(problem, k, &roi) != Found::yes || roi.image != tile.image) return false;
-  const Level<F, T>& level = problem.levels[tile.level];
   const Settings& s = problem.settings;
   const Span rows = samples_near(roi.y, s.pooled_h, tile.y, tile.y + kTileHeight, level.height);
   const Span columns = samples_near(roi.x, s.pooled_w, tile.x, tile.x + kTileWidth, level.width);

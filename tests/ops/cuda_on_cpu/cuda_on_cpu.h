@@ -1,8 +1,8 @@
 // Enough of CUDA to run a kernel's very source on the CPU: blocks one after another, the threads of a block
 // as fibers that give way to each other only where they have to wait.
 //
-// Whatever the kernel leaves out between two accesses to shared memory shows: `Order` says whether the
-// threads of a block take their turns upwards or downwards, and results may not depend on it.
+// Whatever the kernel leaves out between two accesses to shared memory shows: `Schedule` says who runs first
+// and how far, and results may not depend on it. Nor may they on what shared memory held before a block.
 #pragma once
 
 #include <csetjmp>
@@ -12,11 +12,12 @@
 #include <memory>
 #include <vector>
 
+#include <link.h>
 #include <ucontext.h>
 
 #define __global__
 #define __device__
-#define __shared__ static
+#define __shared__ static thread_local  // there is one thread; so they lie side by side, and nothing else does
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -26,7 +27,11 @@ struct Dimensions {
   unsigned x = 1, y = 1, z = 1;
 };
 
-enum class Order { upwards, downwards };
+// Whether threads take their turns from the last to the first, whether a warp goes on alone until it has to wait
+// for the others, and whether shared memory is filled with NaN before every block.
+struct Schedule {
+  bool downwards, warps_run_ahead, poison;
+};
 
 constexpr int kLanes = 32, kStackBytes = 1 << 17;
 
@@ -116,18 +121,52 @@ inline void resume(int thread) {
   swapcontext(&block->caller_start, &fiber.start);
 }
 
-// Runs every thread of a block to its end, in turns; false if all that are left wait for somebody who will
-// not come.
-inline bool run_block(Order order) {
-  const int threads = static_cast<int>(block->fibers.size());
+// Fills all shared memory of this library with NaN.
+inline void poison_shared_memory() {
+  const auto poison = [](dl_phdr_info* library, size_t, void*) {
+    const auto here = reinterpret_cast<ElfW(Addr)>(&block);
+    const ElfW(Phdr)* shared = nullptr;
+    bool ours = false;
+    for (int n = 0; n < library->dlpi_phnum; ++n) {
+      const ElfW(Phdr)& one = library->dlpi_phdr[n];
+      const ElfW(Addr) begin = library->dlpi_addr + one.p_vaddr;
+      if (one.p_type == PT_TLS) shared = &one;
+      ours = ours || (one.p_type == PT_LOAD && begin <= here && here < begin + one.p_memsz);
+    }
+    if (ours && shared && library->dlpi_tls_data) std::memset(library->dlpi_tls_data, 0xff, shared->p_memsz);
+    return static_cast<int>(ours);
+  };
+  dl_iterate_phdr(poison, nullptr);
+}
+
+// Gives every thread of a warp a turn; returns how many are not at their end.
+inline int run_warp(int warp, bool downwards) {
+  int left = 0;
+  for (int n = 0; n < kLanes; ++n) {
+    const int thread = warp * kLanes + (downwards ? kLanes - 1 - n : n);
+    if (!block->fibers[thread].done) resume(thread);
+    left += !block->fibers[thread].done;
+  }
+  return left;
+}
+
+// Runs every thread of a block to its end; false if all that are left wait for somebody who will not come.
+inline bool run_block(const Schedule& schedule) {
+  const int warps = static_cast<int>(block->warps.size());
+  if (schedule.poison) poison_shared_memory();
   for (Fiber& fiber : block->fibers) fiber.started = fiber.done = false;
-  for (int left = threads; left > 0;) {
+  for (int left = warps; left > 0;) {
     const int64_t moves = block->moves;
     left = 0;
-    for (int n = 0; n < threads; ++n) {
-      const int thread = order == Order::upwards ? n : threads - 1 - n;
-      if (!block->fibers[thread].done) resume(thread);
-      left += !block->fibers[thread].done;
+    for (int n = 0; n < warps; ++n) {
+      const int warp = schedule.downwards ? warps - 1 - n : n;
+      int64_t before = block->moves;
+      int waiting = run_warp(warp, schedule.downwards);
+      while (schedule.warps_run_ahead && block->moves != before) {
+        before = block->moves;
+        waiting = run_warp(warp, schedule.downwards);
+      }
+      left += waiting;
     }
     if (left > 0 && block->moves == moves) return false;
   }
@@ -136,7 +175,7 @@ inline bool run_block(Order order) {
 
 // kernel<<<grid, threads>>>(), where `kernel` takes no arguments; false if it hangs.
 template <class Kernel>
-bool launch(Dimensions grid, int threads, Order order, Kernel kernel) {
+bool launch(Dimensions grid, int threads, const Schedule& schedule, Kernel kernel) {
   Block fibers(threads);
   fibers.body = [](void* argument) { (*static_cast<Kernel*>(argument))(); };
   fibers.argument = &kernel;
@@ -146,7 +185,7 @@ bool launch(Dimensions grid, int threads, Order order, Kernel kernel) {
   bool ended = true;
   for (unsigned n = 0; ended && n < grid.x * grid.y; ++n) {
     blockIdx = {n % grid.x, n / grid.x, 0};
-    ended = run_block(order);
+    ended = run_block(schedule);
   }
   block = nullptr;
   return ended;

@@ -1,4 +1,4 @@
-// The CUDA kernels behind three C functions that run them on the CPU; kernels.py calls them.
+// The CUDA kernels behind four C functions that run them on the CPU; kernels.py calls them.
 #include "cuda_on_cpu.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -7,6 +7,7 @@
 #include "../../../ops/csrc/cuda/backward_features.cuh"
 #include "../../../ops/csrc/cuda/backward_masks.cuh"
 #include "../../../ops/csrc/cuda/forward.cuh"
+#include "../../../ops/csrc/cuda/turn.cuh"
 
 using namespace mrrcnn;
 
@@ -18,7 +19,7 @@ struct Call {
   const void *rois, *masks, *level, *grad;
   double scales[kMaxLevels];
   int heights[kMaxLevels], widths[kMaxLevels];
-  int type, vectors, downwards, num_levels, channels;
+  int type, vectors, downwards, warps_run_ahead, poison, num_levels, channels;
   int pooled_h, pooled_w, sampling_ratio, aligned, mask_h, mask_w, half_pixel;
 };
 
@@ -51,8 +52,8 @@ Strides strides_of(const Call& call, int n) {
 
 template <class Kernel>
 bool launch(const Call& call, int64_t x, unsigned y, const Kernel& kernel) {
-  const auto order = call.downwards ? cuda_on_cpu::Order::downwards : cuda_on_cpu::Order::upwards;
-  return cuda_on_cpu::launch({static_cast<unsigned>(x), y, 1}, kThreads, order, kernel);
+  const cuda_on_cpu::Schedule schedule{call.downwards != 0, call.warps_run_ahead != 0, call.poison != 0};
+  return cuda_on_cpu::launch({static_cast<unsigned>(x), y, 1}, kThreads, schedule, kernel);
 }
 
 struct Forward {
@@ -92,6 +93,18 @@ struct BackwardMasks {
   }
 };
 
+// Turns the first map.
+struct Turn {
+  template <class F, class T, int V>
+  static bool run(const Call& call) {
+    const int pixels = call.heights[0] * call.widths[0];
+    return launch(call, turn_blocks(call.num_images, call.channels, pixels), 1, [&] {
+      turn_kernel<F>(static_cast<const F*>(call.features[0]), call.channels, pixels,
+                     static_cast<F*>(call.results[0]));
+    });
+  }
+};
+
 template <class Kernel, class F, class T>
 bool run_as(const Call& call) {
   return call.vectors ? Kernel::template run<F, T, kVector<F>>(call) : Kernel::template run<F, T, 1>(call);
@@ -114,3 +127,4 @@ bool run(const Call& call) {
 extern "C" int forward(const Call* call) { return run<Forward>(*call); }
 extern "C" int backward_features(const Call* call) { return run<BackwardFeatures>(*call); }
 extern "C" int backward_masks(const Call* call) { return run<BackwardMasks>(*call); }
+extern "C" int turn(const Call* call) { return run<Turn>(*call); }

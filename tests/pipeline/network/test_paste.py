@@ -5,7 +5,8 @@ import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from pipeline.network import paste
-from pipeline.network.paste import paste_masks
+from pipeline.network.paste import paste_masks, paste_runs
+from pipeline.scoring.coco_results import encode_mask
 
 SIZE = (60, 80)
 BOXES = torch.tensor(
@@ -62,3 +63,15 @@ def test_exact_paste_reads_a_mask_at_its_cells_centres():
 @pytest.mark.parametrize("how", ["legacy", "exact"])
 def test_no_masks_paste_to_none(how):
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE, how).shape == (0, *SIZE)
+
+
+@pytest.mark.parametrize("how", ["legacy", "exact"])
+def test_run_lengths_are_those_of_the_pasted_masks_a_chunk_at_a_time(how, monkeypatch):
+    masks = torch.rand(len(BOXES), 28, 28, generator=torch.Generator().manual_seed(3))
+    expected = [encode_mask(mask.numpy()) for mask in paste_masks(masks, BOXES, SIZE, how)]
+    assert paste_runs(masks, BOXES, SIZE, how) == expected
+    # Two masks a chunk.
+    monkeypatch.setattr(paste, "CHUNK_BYTES", 2 * 4 * SIZE[0] * SIZE[1])
+    assert paste_runs(masks, BOXES, SIZE, how) == expected
+    assert max(len(chunk) for _, chunk in paste._chunks(masks, BOXES, SIZE, how)) == 2
+    assert paste_runs(masks[:0], BOXES[:0], SIZE, how) == []

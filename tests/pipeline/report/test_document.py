@@ -119,13 +119,16 @@ def test_summary_has_the_metrics_and_intervals_of_the_right_sign(report, run_dir
         assert summary["differences"][against]["mask AP"]["difference"] == pytest.approx(plain, abs=1e-10)
 
 
+SHOWN = ("differences", "pictures", "extremes", "huddledness", "alpha", "losses")
+
+
 def test_markdown_shows_every_model_and_figures_that_exist(report, run_dir):
     text = (report / "report.md").read_text()
     ap = json.loads((run_dir / "evaluate/refined/metrics.json").read_text())["bbox"]["AP"]
     assert f"| MR R-CNN | {100 * ap:.1f} |" in text
     assert "Not in this report" not in text
     figures = re.findall(r"\]\((figures/[^)]+)\)", text)
-    assert figures == [f"figures/{name}.png" for name in ("differences", "pictures", "alpha", "losses")]
+    assert figures == [f"figures/{name}.png" for name in SHOWN]
     for figure in figures:
         assert min(Image.open(report / figure).size) > 150
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.scoring.bootstrap import average_precision, match_images, paired_bootstrap
+from pipeline.scoring.bootstrap import paired_bootstrap
 from pipeline.scoring.coco_ap import evaluate_kind, prepare_annotations
 from pipeline.scoring.huddled import huddled_ids
+from pipeline.scoring.matches import average_precision, match_images
 from tests.pipeline.coco_cases import annotation, jitter, random_case, result
 
 

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -18,62 +16,7 @@ from pipeline.tracking.outbox import MetricsTail, append_event, read_events
 from pipeline.tracking.tracker import NotDelivered, Tracker, flatten, sync
 from pipeline.tracking.uri import redact, resolve_uri
 from shards.errors import BadInput
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """An MLflow database without content: making its tables takes longer than most tests."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(empty_database, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_database, tmp_path / "store.db")
-    return f"sqlite:///{tmp_path}/store.db"
-
-
-@pytest.fixture
-def run_dir(tmp_path):
-    (tmp_path / "run" / "refine").mkdir(parents=True)
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def dead_uri():
-    """A server address that refuses connections."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
-
-
-def write_steps(run_dir, steps, speed=10.0, stage="refine"):
-    """Append training's lines of these steps to the stage's log."""
-    with (run_dir / stage / "metrics.jsonl").open("a") as file:
-        for step in steps:
-            line = {"step": step, "loss": 1 / step, "lr": 0.01, "images_per_s": speed, "note": None}
-            file.write(json.dumps(line) + "\n")
-
-
-def cut_back(run_dir, step, stage="refine"):
-    """Cut the log back as training does on resume: rewritten under another name, then renamed."""
-    path = run_dir / stage / "metrics.jsonl"
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
-
-
-def history(uri, state, stage="refine", key="loss"):
-    return [point.step for point in MlflowClient(uri).get_metric_history(state["runs"][stage], key)]
-
-
-def runs(uri):
-    client = MlflowClient(uri)
-    return client.search_runs([item.experiment_id for item in client.search_experiments()])
+from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, write_steps
 
 
 def test_a_run_shows_pipeline_stages_params_data_artifacts_and_points(uri, run_dir):

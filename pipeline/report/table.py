@@ -1,0 +1,272 @@
+"""A sweep's report: the paper's table with our numbers, how sure each difference is, curves and pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.curves import HUDDLEDNESS, draw_gains, draw_huddledness, draw_key
+from pipeline.report.extremes import EXTREMES_RULE, draw_extremes, extremes
+from pipeline.report.page import Block, Figure, Heading, Table, Text, to_html, to_markdown
+from pipeline.scoring.analysis import MEASURES, RESAMPLES, resampled_of
+from pipeline.scoring.bootstrap import Interval, paired_interval
+from shards.errors import BadInput
+from shards.files import write_atomic
+from shards.read import ShardDataset
+
+# The paper's columns: the kind and the column of metrics.json, and what that is called here.
+PAPER_MEASURES = {
+    "AP_b": ("bbox", "AP", "box AP"),
+    "AP_b50": ("bbox", "AP50", "box AP50"),
+    "AP_b75": ("bbox", "AP75", "box AP75"),
+    "AP_m": ("segm", "AP", "mask AP"),
+    "AP_m50": ("segm", "AP50", "mask AP50"),
+    "AP_m75": ("segm", "AP75", "mask AP75"),
+}
+HUDDLED = {"huddled box AP": "bbox", "huddled mask AP": "segm"}
+# What the paper has of a measure that we have intervals of.
+PAPER_OF = {"box AP": "AP_b", "mask AP": "AP_m"}
+LEGEND = (
+    "AP is COCO's, in percent. Each cell is ours, and in brackets the paper's and how much ours is above it. "
+    "Huddled AP, which the paper has not, counts only instances whose box overlaps another instance's box "
+    "(of any category) at IoU 0.3 or more; the others are ignored."
+)
+SURENESS = (
+    f"Intervals are 95% paired bootstrap intervals over the held-out images ({RESAMPLES} resamples): they "
+    "speak of the choice of images, not of the training seed. An interval that holds 0 shows no difference."
+)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a sweep.
+
+    Attributes:
+        name: what the row is called.
+        cells: under the sweep's columns.
+        group: rows of one group differ in what the table is about; only they are paired.
+        folder: metrics.json, analysis.json, coco_results.json, source.json, or the server's archive.
+        config: the resolved config, flat.
+        paper: the paper's row, {} if it has none.
+        failed: one line, None if nothing did.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    group: str
+    folder: Path | None
+    config: dict[str, Any]
+    paper: dict[str, Any]
+    failed: str | None = None
+
+    def read(self, name: str) -> Any:
+        """Return a JSON file of the row's folder, None if it is not there."""
+        path = None if self.folder is None else self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """What a sweep file says of its report: title, columns, measures, curve, pictures, and a note."""
+
+    title: str
+    columns: tuple[str, ...]
+    measures: tuple[str, ...]
+    curve: str | None
+    pictures: tuple[str, str] | None
+    note: str
+
+
+def write_table(form: TableForm, rows: list[TableRow], out: Path) -> dict[str, Any]:
+    """Return the table's numbers by row; writes report.md, report.html, summary.json and figures/ to `out`.
+
+    Rows that failed are in it by name and reason.
+    """
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    values = {row.name: row_values(row) for row in rows}
+    pairs = _pairs(rows)
+    blocks: list[Block] = [Heading(form.title, 1), *_warnings(form, rows), Text(LEGEND), _main(form, rows)]
+    blocks += _archives(rows) + _differences(rows, pairs, figures)
+    blocks += _curve(form, rows, figures) + _huddledness(rows, figures) + _pictures(form, rows, figures)
+    blocks += _settings(rows)
+    summary = {
+        "title": form.title,
+        "rows": {row.name: values[row.name] | {"failed": row.failed} for row in rows},
+        "differences": [
+            {"row": b, "minus": a, "measure": measure, **vars(interval)}
+            for (a, b), found in pairs.items()
+            for measure, interval in found.items()
+        ],
+    }
+    write_atomic(out / "report.md", to_markdown(blocks, out).encode())
+    write_atomic(out / "report.html", to_html(blocks, form.title).encode())
+    write_atomic(out / "summary.json", json.dumps(summary, indent=1).encode() + b"\n")
+    return summary
+
+
+def row_values(row: TableRow) -> dict[str, dict[str, float | None]]:
+    """Return {"ours", "paper", "difference"}, each measure -> percent; None where there is no number."""
+    metrics = row.read("metrics.json")
+    ours = {name: _percent(metrics and metrics[kind][column]) for name, (kind, column, _) in _measures()}
+    paper = {name: row.paper.get(key) for key, (_, _, name) in PAPER_MEASURES.items()}
+    difference = {
+        name: None if ours[name] is None or paper[name] is None else ours[name] - paper[name]
+        for name in paper
+    }
+    for name, kind in HUDDLED.items():
+        ours[name] = _percent(metrics and metrics["huddled"][kind]["AP"])
+    return {"ours": ours, "paper": paper, "difference": difference}
+
+
+def _measures():
+    return [(name, (kind, column, key)) for key, (kind, column, name) in PAPER_MEASURES.items()]
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _warnings(form: TableForm, rows: list[TableRow]) -> list[Block]:
+    found: list[Block] = [Text(form.note, warning=True)] if form.note else []
+    return found + [Text(f"Not done: {row.name}: {row.failed}", warning=True) for row in rows if row.failed]
+
+
+def _main(form: TableForm, rows: list[TableRow]) -> Table:
+    names = [PAPER_MEASURES[key][2] for key in form.measures]
+    lines = []
+    for row in rows:
+        values = row_values(row)
+        cells = [_cell(*(values[part][name] for part in ("ours", "paper", "difference"))) for name in names]
+        lines.append([*row.cells, *cells, *(_number(values["ours"][name]) for name in HUDDLED)])
+    return Table([*form.columns, *names, *HUDDLED], lines)
+
+
+def _cell(ours: float | None, paper: float | None, difference: float | None) -> str:
+    return _number(ours) if paper is None else f"{_number(ours)} ({paper:.1f}, {_signed(difference)})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1f}"
+
+
+def _archives(rows: list[TableRow]) -> list[Block]:
+    found = [
+        [row.name, archive.name]
+        for row in rows
+        if row.folder is not None
+        for archive in sorted(row.folder.glob("detections_*.zip"))
+    ]
+    if not found:
+        return []
+    text = "These images have no public annotations. The COCO evaluation server takes these archives:"
+    return [Heading("For the COCO server"), Text(text), Table(["row", "archive"], found)]
+
+
+def _pairs(rows: list[TableRow]) -> dict[tuple[str, str], dict[str, Interval]]:
+    """Return (row, later row of its group) -> measure -> what the later one has more."""
+    known = {row.name: row.read("analysis.json") for row in rows}
+    drawn = {
+        name: {measure: resampled_of(analysis, measure) for measure in analysis["resampled"]}
+        for name, analysis in known.items()
+        if analysis is not None
+    }
+    return {
+        (a.name, b.name): {
+            measure: paired_interval(drawn[a.name][measure], drawn[b.name][measure])
+            for measure in drawn[a.name]
+        }
+        for place, b in enumerate(rows)
+        for a in rows[:place]
+        if a.group == b.group and a.name in drawn and b.name in drawn
+    }
+
+
+def _differences(rows: list[TableRow], pairs: dict, figures: Path) -> list[Block]:
+    if not pairs:
+        return []
+    papers = {row.name: row.paper for row in rows}
+    names = [name for name, _, _ in MEASURES]
+    header = ["row", "minus", *(f"{name}{' (paper)' if name in PAPER_OF else ''}" for name in names)]
+    lines = [
+        [b, a, *(_gain(found.get(name), _paper_gain(papers[a], papers[b], name)) for name in names)]
+        for (a, b), found in pairs.items()
+    ]
+    path = figures / "gains.png"
+    first = {group: next(row.name for row in rows if row.group == group) for group in (r.group for r in rows)}
+    draw_gains({pair: found for pair, found in pairs.items() if pair[0] in first.values()}, path)
+    caption = "What each row has more than the first row of its group, in points of AP, with 95% intervals."
+    blocks: list[Block] = [Heading("Differences between rows"), Text(SURENESS), Table(header, lines)]
+    return [*blocks, Figure(path, caption)]
+
+
+def _gain(interval: Interval | None, paper: float | None) -> str:
+    if interval is None or interval.difference is None:
+        return "-"
+    low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
+    beside = "" if paper is None else f" ({paper:+.1f})"
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]{beside}"
+
+
+def _paper_gain(a: dict[str, Any], b: dict[str, Any], name: str) -> float | None:
+    before, after = (row.get(PAPER_OF.get(name, "")) for row in (a, b))
+    return None if before is None or after is None else after - before
+
+
+def _curve(form: TableForm, rows: list[TableRow], figures: Path) -> list[Block]:
+    points = [
+        (row.config[form.curve], row_values(row))
+        for row in rows
+        if form.curve in row.config and row.read("metrics.json") is not None
+    ]
+    if len({x for x, _ in points}) < 2:
+        return []
+    path = figures / "curve.png"
+    draw_key(form.curve, sorted(points, key=lambda point: point[0]), path)
+    return [Heading(f"AP against {form.curve}"), Figure(path, "The same weights; dashed: the paper's.")]
+
+
+def _huddledness(rows: list[TableRow], figures: Path) -> list[Block]:
+    blocks: list[Block] = []
+    for number, group in enumerate(dict.fromkeys(row.group for row in rows)):
+        members = [(row.name, row.read("analysis.json")) for row in rows if row.group == group]
+        curves = {name: analysis["huddledness"] for name, analysis in members if analysis is not None}
+        if curves:
+            path = figures / f"huddledness-{number}.png"
+            draw_huddledness(curves, path)
+            blocks.append(Figure(path, HUDDLEDNESS))
+    return [Heading("AP against huddledness"), *blocks] if blocks else []
+
+
+def _pictures(form: TableForm, rows: list[TableRow], figures: Path) -> list[Block]:
+    by_name = {row.name: row for row in rows}
+    chosen = [by_name[name] for name in form.pictures or () if name in by_name]
+    analyses = [row.read("analysis.json") for row in chosen]
+    if len(chosen) < 2 or None in analyses:
+        return []
+    path = figures / "figure5.png"
+    gained, lost = extremes(*(analysis["images"] for analysis in analyses))
+    results = [(row.name, row.read("coco_results.json")) for row in chosen]
+    source = chosen[0].read("source.json")
+    if not gained + lost:
+        return []
+    try:
+        draw_extremes(ShardDataset(source["shards"]), results, gained, lost, path)
+    except (BadInput, OSError) as error:
+        return [Text(f"No Figure 5: the held-out images cannot be read ({error}).", warning=True)]
+    return [Heading("Figure 5: where the rows differ most"), Figure(path, EXTREMES_RULE)]
+
+
+def _settings(rows: list[TableRow]) -> list[Block]:
+    keys = sorted({key for row in rows for key in row.config if not key.startswith("tracking.")})
+    differing = [key for key in keys if len({str(row.config.get(key)) for row in rows}) > 1]
+    common = [[key, str(rows[0].config.get(key))] for key in keys if key not in differing]
+    blocks: list[Block] = [Heading("Settings")]
+    if differing:
+        lines = [[key, *(str(row.config.get(key, "-")) for row in rows)] for key in differing]
+        blocks += [Text("That differ:"), Table(["key", *(row.name for row in rows)], lines)]
+    return [*blocks, Text("That are the same in every row:"), Table(["key", "value"], common)]

@@ -1,0 +1,211 @@
+"""A pipeline small enough to be killed fifty times: data, config, commands, and what must come out."""
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from shards.synth import write_synthetic
+from shards.write import write_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINED = ("baseline", "refine", "control")
+NETWORKS = ("baseline", "control", "refined")
+# Enough that sharding takes processes of its own, and small enough to be drawn in seconds.
+TRAIN_IMAGES, VAL_IMAGES, SIZE = 1100, 50, 64
+ITERS, CHECKPOINT_EVERY, LOG_EVERY = 10, 3, 2
+MODEL = {
+    "backbone": "resnet18", "norm": "group", "trainable_layers": 5, "fpn_channels": 16, "box_head_dim": 16,
+    "mask_head_channels": 16, "anchor_sizes": [8, 16, 32, 64, 128], "min_size": 64, "max_size": 64,
+    "rpn_pre_nms_train": 60, "rpn_post_nms_train": 30, "rpn_pre_nms_test": 60, "rpn_post_nms_test": 20,
+    "rpn_batch_per_image": 32, "rois_per_image": 16,
+}  # fmt: skip
+SCHEDULE = {"iters": ITERS, "batch": 4, "lr": 0.01, "warmup": 2, "steps": [8], "clip": 5.0}
+# Found again in the environment of every process that a run has started, whoever its parent is by then.
+MARK = "MRRCNN_FAULTS"
+
+
+class Runs:
+    """Starts attempts at a run directory by one and the same command; a subclass says by which."""
+
+    def command(self, run: Path, launcher: str, *more: str) -> list[str]:
+        """Return the command that begins a run, and goes on with it."""
+        raise NotImplementedError
+
+    def start(self, run: Path, launcher: str, *more: str) -> subprocess.Popen:
+        """Begin a run or go on with it; what it prints is added to RUN.log."""
+        with log_of(run).open("ab") as log:
+            return subprocess.Popen(
+                self.command(run, launcher, *more),
+                env=environment(run),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self, run: Path, launcher: str, *more: str) -> None:
+        """Run to the end; an error if it ends with one."""
+        code = self.start(run, launcher, *more).wait(timeout=1800)
+        if code:
+            raise RuntimeError(f"{run} ended with {code}: {log_of(run).read_text()[-2000:]}")
+
+
+@dataclass(frozen=True)
+class Pipeline(Runs):
+    """The whole of `mrrcnn run`, in a folder with data, config and an empty MLflow database."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Pipeline":
+        """Draw the data and write the config."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_synthetic(folder / "train", images=TRAIN_IMAGES, seed=1, size=SIZE)
+        write_synthetic(folder / "val", images=1, seed=2, size=SIZE)
+        (folder / "config.yaml").write_text(yaml.safe_dump(_config(folder)))
+        subprocess.run([sys.executable, "-c", EMPTY_STORE, str(folder / "empty.db")], check=True)
+        return cls(folder)
+
+    def command(self, run: Path, launcher: str, *more: str) -> list[str]:
+        store = run.parent / f"{run.name}.db"
+        if not store.exists():
+            shutil.copy(self.folder / "empty.db", store)
+        config = [str(self.folder / "config.yaml"), "--set", f"tracking.uri=sqlite:///{store}"]
+        where = ["--run-dir", str(run), "--launcher", launcher, "--workers", "2"]
+        return [sys.executable, "-m", "jobs.cli", "run", *config, *where, *more]
+
+
+@dataclass(frozen=True)
+class OneStage(Runs):
+    """The baseline alone, on few images: the cheap form, for all that happens inside a stage."""
+
+    folder: Path
+    workers: int = 2
+    overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def make(cls, folder: Path) -> "OneStage":
+        """Draw the data, shard it and write the config."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_synthetic(folder / "train", images=12, seed=1, size=SIZE)
+        coco = folder / "train"
+        write_shards(coco / "train2017", coco / "annotations" / "instances_train2017.json", folder / "shards")
+        (folder / "config.yaml").write_text(yaml.safe_dump(_config(folder)))
+        return cls(folder)
+
+    def command(self, run: Path, launcher: str, *more: str) -> list[str]:
+        script = str(Path(__file__).with_name("one_stage.py"))
+        config, shards = str(self.folder / "config.yaml"), str(self.folder / "shards")
+        where = [str(run), config, shards, launcher, str(self.workers)]
+        return [sys.executable, script, *where, *self.overrides, *more]
+
+
+def environment(run: Path) -> dict[str, str]:
+    """Return the environment of a run's processes: one thread each, their own folder for Ray."""
+    ray = ray_folder()
+    ray.mkdir(exist_ok=True)
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray), MARK: str(run)}
+    return {**os.environ, **own}
+
+
+def ray_folder() -> Path:
+    """Return where Ray's sessions of this process's runs lie; delete it in the end."""
+    # Their sockets have names of 107 bytes at most, so it is not in the runs' own folder.
+    return Path(tempfile.gettempdir(), f"mf-{os.getpid()}")
+
+
+def log_of(run: Path) -> Path:
+    """Return the file that holds what all attempts at a run have printed."""
+    return run.parent / f"{run.name}.log"
+
+
+EMPTY_STORE = """
+import sys
+from mlflow import MlflowClient
+MlflowClient(f"sqlite:///{sys.argv[1]}").search_experiments()
+"""
+
+
+def _config(folder: Path) -> dict:
+    train = {"baseline": SCHEDULE, "refine": SCHEDULE, "aspect_window": 0, "log_every": LOG_EVERY}
+    data = {
+        split: {
+            "images": str(folder / split / f"{split}2017"),
+            "annotations": str(folder / split / "annotations" / f"instances_{split}2017.json"),
+        }
+        for split in ("train", "val")
+    }
+    return {
+        "data": {**data, "loader_workers": 0},
+        "model": MODEL,
+        "train": train,
+        "checkpoint_every": CHECKPOINT_EVERY,
+        "debug": {"log_samples": True},
+    }
+
+
+def trained(run: Path, stage: str = "baseline") -> dict[str, str]:
+    """Return a hash of all that must come out of one training."""
+    return {
+        f"weights {stage}": _sha(run / stage / "weights.safetensors"),
+        f"samples {stage}": _sha(run / stage / "samples.jsonl"),
+        f"metrics {stage}": _hash(series(run, stage)),
+    }
+
+
+def products(run: Path) -> dict[str, str]:
+    """Return a hash of everything that must not depend on what happened on the way."""
+    found = {f"shards {split}": _sha(run / "shards" / split / "dataset.json") for split in ("train", "val")}
+    for stage in TRAINED:
+        found |= trained(run, stage)
+    for name in NETWORKS:
+        found[f"results {name}"] = _sha(run / "evaluate" / name / "coco_results.json")
+    return found
+
+
+def series(run: Path, stage: str) -> list[dict]:
+    """Return a stage's metrics without the speed, the one thing that may differ."""
+    path = run / stage / "metrics.jsonl"
+    lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+
+
+def untold(run: Path) -> list[str]:
+    """Return in what MLflow's store differs from the run's own logs: every point once, one run a stage."""
+    wrong = []
+    with sqlite3.connect(run.parent / f"{run.name}.db") as store:
+        stages = store.execute("SELECT value, run_uuid FROM tags WHERE key = 'mrrcnn.stage'").fetchall()
+        if len(stages) != len({stage for stage, _ in stages}):
+            wrong.append(f"MLflow has {len(stages)} runs for {len({stage for stage, _ in stages})} stages")
+        for stage, run_id in stages:
+            if stage in TRAINED:
+                query = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key != 'images_per_s'"
+                told = sorted(store.execute(query, (run_id,)).fetchall())
+                if told != sorted(_points(series(run, stage))):
+                    wrong.append(f"MLflow's points of {stage} are not those of its log")
+        missing = set(TRAINED) - {stage for stage, _ in stages}
+    return wrong + [f"MLflow has no run of {stage}" for stage in sorted(missing)]
+
+
+def _points(lines: list[dict]) -> list[tuple[str, int, float]]:
+    return [
+        (key, line["step"], float(value)) for line in lines for key, value in line.items() if key != "step"
+    ]
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+
+
+def _hash(tree: object) -> str:
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""SIGTERM, and Ray's notice that a node is to go: a checkpoint within the grace period, and nothing lost."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from pipeline.checkpoint import defects
+from tests.faults.case import ROOT, OneStage, environment, log_of, trained
+from tests.faults.kills import Kill, end, orphans, steps, strike, victims, wait_for
+
+# What Kubernetes gives a container that it ends.
+GRACE_S, STEP = 30.0, 4
+
+
+def ask_to_stop(folder: Path, say: Callable[[str], None], launchers: list[str]) -> list[str]:
+    """Return what went wrong when the driver got SIGTERM in mid-training and was started again."""
+    stage, faults = OneStage.make(folder), []
+    stage.finish(folder / "undisturbed", "torchrun")
+    for launcher in launchers:
+        run = folder / launcher
+        process = stage.start(run, launcher)
+        wait_for(process, lambda run=run: steps(run / "baseline") >= STEP)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=600)
+        took, last = time.monotonic() - began, steps(run / "baseline")
+        saved = (run / "baseline" / "checkpoints" / f"step-{last:09d}").exists()
+        stage.finish(run, launcher)
+        same = trained(run) == trained(folder / "undisturbed")
+        went_on = f"checkpoints/step-{last:09d}" in log_of(run).read_text()
+        say(
+            f"SIGTERM under {launcher}: exit {code} after {took:.1f} s, step {last} "
+            f"{'saved' if saved else 'NOT SAVED'}; afterwards {'all the same' if same else 'DIFFERS'}"
+        )
+        wrong = {"exit code": code != 143, "step not saved": not saved, "result": not same}
+        wrong |= {"slower than the grace period": took > GRACE_S, "began anew": not went_on}
+        faults += [f"SIGTERM, {launcher}: {name}" for name, is_so in wrong.items() if is_so]
+    return faults
+
+
+def drain_node(folder: Path, say: Callable[[str], None]) -> list[str]:
+    """Return what went wrong when Ray was told that the only node will be gone in half a minute."""
+    # No checkpoint is due for hours, so the one that appears is the notice's.
+    never = ("train.baseline.iters=100000", "checkpoint_every=100000")
+    stage, run = replace(OneStage.make(folder), overrides=never), folder / "run"
+    process, raylet = stage.start(run, "ray"), Kill("step", "raylet", "baseline", 0, 0.0, 0.0)
+    checkpoints = run / "baseline" / "checkpoints"
+    try:
+        wait_for(process, lambda: steps(run / "baseline") >= STEP)
+        code = _drain(victims(process, raylet)[0], run)
+        began, at = time.monotonic(), steps(run / "baseline")
+        wait_for(process, lambda: any(checkpoints.glob("step-*")) or time.monotonic() - began > 2 * GRACE_S)
+        took, found = time.monotonic() - began, sorted(checkpoints.glob("step-*"))
+    finally:
+        if process.poll() is None:
+            strike(process, replace(raylet, target="host"), run)
+        end(orphans(run))
+    say(
+        f"Ray drains the node (exit {code}) at step {at}: checkpoint {[path.name for path in found]} "
+        f"{took:.1f} s later"
+    )
+    sound = bool(found) and not defects(found[0]) and took <= GRACE_S
+    return [] if sound else ["Ray's notice gave no checkpoint in time"]
+
+
+def _drain(raylet: psutil.Process, run: Path) -> int:
+    # The cluster is the run's own: its address and its token are known to its processes alone.
+    options = dict(
+        part.lstrip("-").split("=", 1) for part in raylet.cmdline() if part.startswith("--") and "=" in part
+    )
+    own = {name: value for name, value in raylet.environ().items() if name.startswith("RAY_AUTH")}
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", options["gcs-address"]]
+    command += ["--node-id", options["node_id"], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "tried", "--deadline-remaining-seconds", str(int(GRACE_S))]
+    with log_of(run).open("ab") as log:
+        return subprocess.run(
+            command, env={**environment(run), **own}, cwd=ROOT, stdout=log, stderr=log
+        ).returncode
