@@ -36,7 +36,8 @@ def config(tmp_path):
 
 
 def test_the_verbs_are_those_that_scripts_rely_on():
-    verbs = "synth, shard, inspect, run, submit, sync, evaluate, predict, import-weights, export-weights, "
+    verbs = "synth, shard, inspect, run, submit, sweep, sync, evaluate, predict, "
+    verbs += "import-weights, export-weights, "
     assert ", ".join(VERBS) == verbs + "report, bench, doctor, demo"
 
 
