@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import CocoSource, Config
-from jobs.ledger import Ledger, Values, changed_keys
+from jobs.ledger import Ledger, Values, changed_keys, hash_of
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
 from shards.files import sha256_of
@@ -68,8 +68,8 @@ def _schedule(name: str, config: Config, keys: Values, outputs: Values) -> Value
     """Return what of a schedule changes the weights: how often to look at them only where that may stop."""
     found = _under(keys, f"train.{name}.")
     if getattr(config.train, name).patience:
-        # Under other names: a change of them must not pass for one that redoes the evaluation only.
-        looks = {f"stopping.{key}": value for key, value in _under(keys, "test.").items()}
+        # Under another name: a change of them must not pass for one that redoes the evaluation only.
+        looks = {"early stopping by test": hash_of(_under(keys, "test."))}
         return {**found, **looks, **_under(outputs, "shard.val")}
     return {key: value for key, value in found.items() if not key.endswith((".eval_every", ".patience"))}
 
