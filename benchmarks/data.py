@@ -1,6 +1,6 @@
 """`mrrcnn bench data`: sharding and loading against peers, in one run, alternating.
 
-    python -m benchmarks.data [--workers 2] [--repeats 5] [--images 1000] [--coco DIR]
+    python -m benchmarks.data [--workers 2] [--repeats 5] [--images 4000] [--coco DIR]
                               [--only sharding loading memory planning] [--out FILE.json]
 
 What every contender makes is compared before any is timed. Without --coco the data are JPEG files of COCO's
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mrrcnn bench data", description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=2, help="processes that shard, and that load")
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender")
-    parser.add_argument("--images", type=int, default=1000, help="synthetic images")
+    parser.add_argument("--images", type=int, default=4000, help="synthetic images")
     parser.add_argument("--coco", type=Path, help="a folder with train2017/ and annotations/, instead")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--out", type=Path, help="a JSON file")
@@ -71,7 +71,7 @@ def show(part: str, found: dict) -> None:
                      if name in found)  # fmt: skip
     print(f"\n{part}" + (f": {said}" if said else ""))
     for name, time in found.get("times", {}).items():
-        print(f"  {name:44s} {time['wall']:9.0f} ms wall {time['cpu']:9.0f} ms processor")
+        print(f"  {name:48s} {time['wall']:9.0f} ms wall {time['cpu']:9.0f} ms processor")
     for bar in found["bars"]:
         print(f"  {bar.name:60s} {bar.value:9.3f} {bar.unit:3s} {bar.verdict}")
     sys.stdout.flush()

@@ -67,7 +67,11 @@ def measure_sharding(files: sharding.Files, workers: int, repeats: int) -> dict:
     wall = wall_of(times)
     bars = [
         Bar("ShardWriter / ours", wall("ShardWriter") / wall("ours"), "x", ">=", 1.5),
-        Bar("ShardWriter, checked / ours", wall("ShardWriter, checked") / wall("ours"), "x"),
+        Bar(
+            "ShardWriter, each image decoded / ours",
+            wall("ShardWriter, each image decoded") / wall("ours"),
+            "x",
+        ),
         Bar("ours / tar and SHA-256", wall("ours") / wall("tar and SHA-256"), "x", "<=", 2),
     ]
     return {"images": len(files.rows()), "workers": workers, "times": times, "bars": bars}

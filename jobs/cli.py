@@ -292,7 +292,7 @@ def bench(
     ] = None,
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="data, eval: made images.", show_default="data 1000, eval 5000"),
+        typer.Option(min=1, help="data, eval: made images.", show_default="data 4000, eval 5000"),
     ] = None,
     detections: Annotated[
         int | None, typer.Option(min=1, help="eval: made results an image.", show_default="100")

@@ -123,7 +123,9 @@ def _load(path: str | Path, file: str) -> tuple[dict, str]:
     except MemoryError:
         raise BadInput(f"{file}: does not fit into memory; cut it into several data sets") from None
     try:
-        tree = json.loads(content)
+        tree = json.loads(content, object_pairs_hook=_object)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
     except RecursionError:
         raise BadInput(f"{file}: is nested too deep; give a COCO annotation file") from None
     except MemoryError:
@@ -133,6 +135,17 @@ def _load(path: str | Path, file: str) -> tuple[dict, str]:
     if not isinstance(tree, dict):
         raise BadInput(f"{file}: holds no JSON object; COCO has one with images, annotations, categories")
     return tree, hashlib.sha256(content).hexdigest()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    """Return a JSON object; of a name given twice Python's JSON would silently keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next((name for name, value in pairs if value != found[name]), None)
+        if twice is not None:
+            shown_name = repr(twice)[:40]
+            raise BadInput(f"an object has two different values of {shown_name}; leave one, or merge them")
+    return found
 
 
 def _parts(tree: dict, file: str) -> tuple[list, list, list[dict]]:

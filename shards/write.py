@@ -134,10 +134,11 @@ def _begun(out: Folder, identity: dict) -> dict | None:
 
 
 def _is_whole(out: Folder, description: dict) -> bool:
-    """Whether every shard and every index is there to the last byte, and the description too."""
+    """Whether every shard and every index is there to the last byte, the description, and a report."""
     try:
+        _json_of(out, REPORT)
         return is_intact(description) and all(_holds(out, shard) for shard in description["shards"])
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, OSError, BadInput):
         # Damage that left JSON behind: then everything is looked at and written anew.
         return False
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shards.errors import BadInput
 from shards.read import ShardDataset
+from shards.write import write_shards
 from tests.shards.coco_case import HEIGHT, WIDTH, annotation, compressed, polygon, rectangle
 
 
@@ -105,6 +106,8 @@ def test_each_error_can_be_skipped_and_is_counted_and_listed(case, kind):
         (b'{"images": [' + b"9" * 5000 + b"]}", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "holds no JSON object"),
+        (b'{"images": [{"id": 1}], "annotations": [], "images": []}', "two different values of 'images'"),
+        (b'{"images": [{"id": 1, "x": {"a": 1, "a": 2}}]}', "two different values of 'a'"),
         (b'{"images": {}}', "'images' is no list"),
         (b'{"images": [], "annotations": []}', "holds no images"),
         (b'{"images": [1], "categories": [{"id": "1", "name": "a"}]}', "category number 0"),
@@ -116,8 +119,6 @@ def test_each_error_can_be_skipped_and_is_counted_and_listed(case, kind):
 )
 @pytest.mark.parametrize("on_bad", ["fail", "skip"])
 def test_a_file_that_is_wrong_as_a_whole_is_refused_even_when_skipping(case, content, words, on_bad):
-    from shards.write import write_shards
-
     case.json.write_bytes(content)
     with pytest.raises(BadInput, match=words) as caught:
         write_shards(case.images, case.json, case.out, on_bad=on_bad)
@@ -145,8 +146,6 @@ def test_an_annotation_that_is_too_deep_for_readers_is_an_error_of_its_own(case)
 
 
 def test_missing_files_are_named(case):
-    from shards.write import write_shards
-
     with pytest.raises(BadInput, match="absent"):
         write_shards(case.images, case.root / "absent.json", case.out)
     with pytest.raises(BadInput, match="nowhere"):
@@ -332,3 +331,9 @@ def test_images_that_another_machine_does_not_see_are_no_missing_images(case):
     with pytest.raises(BadInput, match=r"images: is no folder on \S+; put the images where every machine"):
         case.shard(spreading=elsewhere(), on_bad="skip")
     assert not (case.out / "report.json").exists()
+
+
+def test_a_name_given_twice_with_one_value_is_no_fault(case):
+    text = json.dumps(case.tree).replace('"iscrowd": 0', '"iscrowd": 0, "iscrowd": 0')
+    case.json.write_text(text)
+    assert write_shards(case.images, case.json, case.out)["instances"] == 5

@@ -256,3 +256,21 @@ def test_images_that_are_no_longer_those_of_the_shards_are_named(case, change):
     path.unlink() if change == "missing" else path.write_bytes(path.read_bytes() + b"x")
     assert first_changed(case.out, case.images) == "a.jpg"
     assert first_changed(case.out, case.images / "gone") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'[["a.jpg"]]', b"{"])
+def test_a_damaged_list_of_images_is_named(case, damage):
+    case.shard()
+    (case.out / "source_images.json").write_bytes(damage)
+    with pytest.raises(BadInput, match=r"source_images\.json: is damaged; delete it"):
+        first_changed(case.out, case.images)
+
+
+@pytest.mark.parametrize("damage", [None, b"{"])
+def test_a_report_that_is_gone_or_damaged_is_written_again(case, damage):
+    case.shard()
+    path = case.out / "report.json"
+    before = digests(case.out)
+    path.unlink() if damage is None else path.write_bytes(damage)
+    case.shard()
+    assert digests(case.out) == before
