@@ -147,6 +147,7 @@ def _write_shards(scratch: Path, coco: dict[str, Any], out: Path) -> None:
 
 def _write_parts(folder: Path, shards: Path, results: list[dict[str, Any]]) -> None:
     from configs.schema import Test
+    from pipeline.evaluate import in_pieces
     from shards.read import ShardDataset
 
     dataset = ShardDataset(shards, verify=False)
@@ -155,7 +156,7 @@ def _write_parts(folder: Path, shards: Path, results: list[dict[str, Any]]) -> N
     head = {"source": source, "rank": 0, "world": 1, "image_ids": ids}
     folder.mkdir()
     with (folder / "rank-0000-of-0001.jsonl").open("w") as stream:
-        stream.writelines(json.dumps(tree) + "\n" for tree in (head, *results))
+        stream.writelines(json.dumps(tree) + "\n" for tree in (head, *in_pieces(results)))
 
 
 def show(found: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,9 @@ def detect(
     path = Path(parts_dir) / f"rank-{rank:04d}-of-{world:04d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(path) as temporary, open(temporary, "wb") as stream:
-        # A line a result: nobody ever has to hold the text of all of them.
-        for tree in chain([head], detect_images(model.to(device), dataset, indices, batch, device)):
+        # Some results a line: nobody ever has to hold the text of all of them.
+        found = detect_images(model.to(device), dataset, indices, batch, device)
+        for tree in chain([head], in_pieces(found)):
             stream.write(encode_json(tree) + b"\n")
         flush(stream)
     return path
@@ -170,7 +171,8 @@ def merge_parts(parts_dir: Path, image_ids: list[int]) -> tuple[dict[str, Any], 
     for path in paths:
         with path.open(encoding="utf-8") as lines:
             heads.append(json.loads(next(lines)))
-            results += map(json.loads, lines)
+            for line in lines:
+                results += json.loads(line)
     if any(head["source"] != heads[0]["source"] for head in heads):
         raise BadInput(f"{parts_dir}: mixes results of different weights, shards or settings; empty it first")
     covered = Counter(image_id for head in heads for image_id in head["image_ids"])
@@ -213,12 +215,19 @@ def _check_covered(covered: Counter[int], image_ids: list[int], parts_dir: Path)
             )
 
 
+def in_pieces(results: Iterable[Result]) -> Iterator[list[Result]]:
+    """Yield results in lists of RESULTS_AT_ONCE; the last may be shorter, and none is empty."""
+    rest = iter(results)
+    while piece := list(islice(rest, RESULTS_AT_ONCE)):
+        yield piece
+
+
 def _write_results(path: Path, results: list[Result]) -> None:
     """Write what `encode_json(results)` is, a piece at a time."""
     with whole_or_absent(path) as temporary, open(temporary, "wb") as stream:
-        for start in range(0, len(results), RESULTS_AT_ONCE):
-            stream.write(b"," if start else b"[")
-            stream.write(encode_json(results[start : start + RESULTS_AT_ONCE])[1:-1])
+        for place, piece in enumerate(in_pieces(results)):
+            stream.write(b"," if place else b"[")
+            stream.write(encode_json(piece)[1:-1])
         stream.write(b"]" if results else b"[]")
         flush(stream)
 
