@@ -21,6 +21,10 @@ MAX_NUMBER = 1e12
 # Far beyond COCO's 4 levels, far below where Python's JSON gives up, on whatever stack a reader stands.
 MAX_DEPTH = 100
 REPEATED = "entry dropped: it repeats the first one word for word"
+UNCLEAR = (
+    "is listed twice, as different images: which one its annotations belong to is unclear",
+    "give each image its own id",
+)
 
 
 @dataclass(frozen=True)
@@ -177,19 +181,36 @@ def _check_categories(categories: list, file: str) -> None:
 
 
 def _unique_images(images: list, file: str, findings: list[Finding]) -> dict[int, dict]:
+    ids = [_image_id(image) for image in images]
+    unclear = _unclear_ids(images, ids)
     seats: dict[int, dict] = {}
-    for place, image in enumerate(images):
+    for place, (image, image_id) in enumerate(zip(images, ids, strict=True)):
         fault, repair = _image_fault(image, place), None
-        image_id = image.get("id") if isinstance(image, dict) and type(image.get("id")) is int else None
-        if fault is None and image_id in seats:
+        if fault is None and image_id in unclear:
+            fault = ("duplicate_image_id", *UNCLEAR)
+        elif fault is None and image_id in seats:
             fault = ("duplicate_image_id", "is listed twice", "give each image its own id")
-            repair = REPEATED if _same(image, seats[image_id]) else None
+            repair = REPEATED
         if fault is not None:
             kind, message, remedy = fault
             findings.append(Finding("error", kind, file, message, remedy, image_id, repair=repair))
         else:
             seats[image_id] = image
     return seats
+
+
+def _image_id(image: Any) -> int | None:
+    return image["id"] if isinstance(image, dict) and type(image.get("id")) is int else None
+
+
+def _unclear_ids(images: list, ids: list[int | None]) -> set[int]:
+    """Return the ids that entries of different content share: their annotations may belong to any of them."""
+    first: dict[int, dict] = {}
+    unclear = set()
+    for image, image_id in zip(images, ids, strict=True):
+        if image_id is not None and not _same(image, first.setdefault(image_id, image)):
+            unclear.add(image_id)
+    return unclear
 
 
 def _image_fault(image: Any, place: int) -> tuple[str, str, str] | None:
@@ -277,6 +298,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _same(one: dict, other: dict) -> bool:
+    if one is other:
+        return True
     encoded = encoded_or_none(one)
     return encoded is not None and encoded == encoded_or_none(other)
 

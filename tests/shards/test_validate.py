@@ -265,11 +265,24 @@ def test_each_finding_says_what_repair_does_before_and_repair_does_it(case, kind
 
 def test_a_repeated_id_with_other_content_is_not_certain(case):
     case.tree["annotations"].append({**case.annotation(1), "category_id": 3})
-    case.tree["images"].append({**case.tree["images"][1], "file_name": "other.jpg"})
-    with pytest.raises(BadInput, match="image 7: is listed twice"):
+    case.tree["images"].append({**case.tree["images"][3], "file_name": "other.jpg"})
+    with pytest.raises(BadInput, match="image 99: is listed twice"):
         case.shard(repair=True)
     repairs = {found["kind"]: found["repair"] for found in case.report()["findings"]}
     assert repairs["duplicate_image_id"] is None and repairs["duplicate_annotation_id"] is None
+
+
+@pytest.mark.parametrize("other", [{"file_name": "sub/b.jpg"}, {"file_name": "sub/b.jpg", "width": None}])
+@pytest.mark.parametrize("repair", [False, True])
+def test_annotations_of_an_id_that_two_images_share_go_to_neither(case, other, repair):
+    case.tree["images"].append({**case.tree["images"][1], **other})
+    case.tree["images"].append(dict(case.tree["images"][1]))
+    case.shard(on_bad="skip", repair=repair)
+    assert [entry["image_id"] for entry in ShardDataset(case.out).entries] == [12, 30, 99]
+    report = case.report()
+    assert report["errors"]["image_refused"] == 2
+    assert sum(found["image_id"] == 7 for found in report["findings"]) == 5
+    assert report["dropped"] == {"images": 3, "annotations": 2}
 
 
 def test_a_negative_area_disagrees_however_small(case):
