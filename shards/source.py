@@ -171,10 +171,10 @@ def _check_categories(categories: list, file: str) -> None:
         named = isinstance(category, dict) and isinstance(category.get("name"), str)
         if not named or type(category.get("id")) is not int or abs(category["id"]) > MAX_IMAGE_ID:
             raise BadInput(f"{file}: category number {place} lacks a whole-number id or a name; add it")
-        if encoded_or_none(category) is None:
-            raise BadInput(
-                f"{file}: category {category['id']} holds NaN, infinity or too deep a tree; remove it"
-            )
+        unfit = [name for name, value in category.items() if encoded_or_none({name: value}) is None]
+        if unfit:
+            what, remedy = why_not_encoded(category[unfit[0]])
+            raise BadInput(f"{file}: category {category['id']}: {unfit[0]!r:.40} holds {what}; {remedy}")
     twice = [key for key, count in Counter(category["id"] for category in categories).items() if count > 1]
     if twice:
         raise BadInput(f"{file}: category id {twice[0]} is used twice; give each category its own id")
@@ -313,6 +313,13 @@ def encoded_or_none(tree: object) -> bytes | None:
     # Counting brackets is cheap, and so few cannot nest too deep.
     brackets = encoded.count(b"[") + encoded.count(b"{")
     return None if brackets > MAX_DEPTH and _too_deep(tree) else encoded
+
+
+def why_not_encoded(tree: object) -> tuple[str, str]:
+    """Return what a tree holds that `encoded_or_none` gives None for, and the remedy."""
+    if _too_deep(tree):
+        return f"lists or objects nested deeper than {MAX_DEPTH - 2} levels", "remove it"
+    return "NaN or infinity", "give finite numbers"
 
 
 def _too_deep(tree: object) -> bool:
