@@ -7,7 +7,7 @@ from shards.files import encode_json
 from shards.findings import ACTION, Finding
 from shards.masks import measure_mask
 from shards.repair import repaired
-from shards.source import ImageRow, encoded_or_none, is_number, why_not_encoded
+from shards.source import NOT_FINITE, ImageRow, encoded_or_none, is_number, unfit_fields
 
 AREA_SHARE, AREA_PX = 0.15, 30
 BBOX_PX = 3
@@ -48,14 +48,15 @@ def check_annotation(
 
 def _unfit(annotation: dict) -> list[tuple[str, str, str, str]]:
     """Return a fault for each field that JSON or its readers cannot hold, and no other check tells of."""
-    faults = []
-    for name, value in annotation.items():
-        if encoded_or_none({name: value}) is None:
-            what, remedy = why_not_encoded(value)
-            told = name in CHECKED and not isinstance(value, dict) and "NaN" in what
-            if not told:
-                faults.append(("error", "not_finite", f"{name!r:.40} holds {what}", remedy))
-    return faults
+    return [
+        ("error", "not_finite", f"{name!r:.40} holds {what}", "correct or remove it")
+        for name, what in unfit_fields(annotation).items()
+        if what != NOT_FINITE or not _is_checked(name, annotation[name])
+    ]
+
+
+def _is_checked(name: str, value: object) -> bool:
+    return name in CHECKED and not (isinstance(value, dict) and value.keys() - {"size", "counts"})
 
 
 def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, str]], list[float] | None]:
