@@ -36,8 +36,8 @@ def config(tmp_path):
 
 
 def test_the_verbs_are_those_that_scripts_rely_on():
-    verbs = "synth, shard, inspect, run, submit, sync, evaluate, predict, import-weights, export-weights, "
-    assert ", ".join(VERBS) == verbs + "report, bench, doctor, demo"
+    verbs = "synth, shard, inspect, run, submit, sweep, sync, evaluate, predict, import-weights, "
+    assert ", ".join(VERBS) == verbs + "export-weights, report, bench, doctor, demo"
 
 
 def test_help_imports_none_of_the_heavy_packages():

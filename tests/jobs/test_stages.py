@@ -78,7 +78,7 @@ class Bench:
     def tracking(*_):
         yield SilentTracker()
 
-    def run(self, redo=None, workers=2, **changes):
+    def run(self, redo=None, workers=2, stages=None, lender=None, **changes):
         """Run with `section__key=value` changes of the config; return the stages that were done."""
         tree = json.loads(json.dumps(self.tree))
         for key, value in changes.items():
@@ -88,7 +88,9 @@ class Bench:
                 section = section.setdefault(parent, {})
             section[leaf] = value
         self.did = []
-        run_pipeline(parse_config(tree), self.run_dir, workers=workers, redo=redo)
+        run_pipeline(
+            parse_config(tree), self.run_dir, workers=workers, redo=redo, stages=stages, lender=lender
+        )
         return self.did
 
 
@@ -387,3 +389,37 @@ def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(benc
     monkeypatch.setattr(jobs.stages, "tracking", tracking)
     assert bench.run() == []
     assert noted == [(stage, True) for stage in ALL]
+
+
+def test_only_the_stages_asked_for_run(bench):
+    assert bench.run(stages=("shard", "baseline")) == ["shard", "baseline"]
+    assert bench.run() == ALL[2:]
+
+
+def test_a_lenders_finished_stage_is_a_link_and_never_deleted_by_the_borrower(bench):
+    bench.run()
+    lender, bench.run_dir = bench.run_dir, bench.run_dir.with_name("borrower")
+    stages = ("shard", "baseline", "refine")
+    assert bench.run(stages=stages, lender=lender, refine__iou=0.6) == ["shard", "refine"]
+    assert (bench.run_dir / "baseline").resolve() == (lender / "baseline").resolve()
+    assert Ledger.load(bench.run_dir).outputs("baseline") == Ledger.load(lender).outputs("baseline")
+    assert bench.run(stages=stages, lender=lender, refine__iou=0.6) == []
+    assert "baseline" in bench.run(stages=stages, redo="baseline", refine__iou=0.6)
+    assert (lender / "baseline" / "weights.safetensors").read_text() == "baseline"
+    assert not (bench.run_dir / "baseline").is_symlink()
+
+
+def test_a_stage_of_other_inputs_is_not_borrowed(bench):
+    bench.run()
+    lender, bench.run_dir = bench.run_dir, bench.run_dir.with_name("borrower")
+    assert bench.run(stages=("shard", "baseline"), lender=lender, seed=1) == ["shard", "baseline"]
+
+
+def test_how_often_training_is_evaluated_may_change_but_what_may_stop_it_may_not(bench):
+    bench.run()
+    assert bench.run(train__refine__eval_every=5) == []
+    with pytest.raises(BadInput, match=r"stage refine .*patience was"):
+        bench.run(train__refine__eval_every=5, train__refine__patience=2)
+    bench.run(redo="refine", train__refine__eval_every=5, train__refine__patience=2)
+    with pytest.raises(BadInput, match=r"stage refine .*early stopping by test was content"):
+        bench.run(train__refine__eval_every=5, train__refine__patience=2, test__alpha=2.0)
