@@ -11,6 +11,7 @@ differs from the undisturbed run.
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from shards.files import sha256_of
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, REFINE_STEPS = 60, 5
 TRAINED = ("baseline", "refine", "control")
-PATIENCE_S = 600
+PATIENCE_S, WIDTH = 600, 120
 
 
 class Recording:
@@ -81,7 +82,13 @@ class Client:
         for line in self.process.stdout:
             self.lines.append(line)
             if "detected " not in line:
-                print(f"{time.monotonic() - self.recording.began:6.1f} s  {line}", end="", flush=True)
+                print(f"{time.monotonic() - self.recording.began:6.1f} s  {shortened(line)}", flush=True)
+
+
+def shortened(line: str) -> str:
+    """Return a line without colours, cut to a page's width."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip("\n"))
+    return plain if len(plain) <= WIDTH else plain[: WIDTH - 4] + " ..."
 
 
 def main(folder: Path) -> int:

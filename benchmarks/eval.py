@@ -147,14 +147,16 @@ def _write_shards(scratch: Path, coco: dict[str, Any], out: Path) -> None:
 
 def _write_parts(folder: Path, shards: Path, results: list[dict[str, Any]]) -> None:
     from configs.schema import Test
+    from pipeline.evaluate import in_pieces
     from shards.read import ShardDataset
 
     dataset = ShardDataset(shards, verify=False)
     source = {"weights_sha256": "made", "dataset": dataset.hash, "test": Test().model_dump()}
     ids = [entry["image_id"] for entry in dataset.entries]
-    part = {"source": source, "rank": 0, "world": 1, "image_ids": ids, "results": results}
+    head = {"source": source, "rank": 0, "world": 1, "image_ids": ids}
     folder.mkdir()
-    (folder / "rank-0000-of-0001.json").write_text(json.dumps(part))
+    with (folder / "rank-0000-of-0001.jsonl").open("w") as stream:
+        stream.writelines(json.dumps(tree) + "\n" for tree in (head, *in_pieces(results)))
 
 
 def show(found: dict[str, Any]) -> None:

@@ -152,6 +152,10 @@ class Schedule(Section):
     over a slice of all ranks, and a step's gradient is the mean over its slices. In a file,
     `reference_batch` is the batch that lr, iters, steps and warmup are for: with another batch they are
     scaled (configs.scaling) and the key is gone from the resolved config.
+
+    Every `eval_every` steps (0: never) a process of its own evaluates the weights on `data.val` while
+    training goes on, and the best by mask AP are kept. With `patience`, training ends when so many
+    evaluations in a row have brought no better ones.
     """
 
     iters: Annotated[int, Field(ge=0)] = 90000
@@ -168,9 +172,13 @@ class Schedule(Section):
     bias_lr: Annotated[float, Field(gt=0)] = 2.0
     bias_wd: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(ge=0)] = 0.0
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    patience: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _accumulate_divides(self):
+    def _agrees_with_itself(self):
+        if self.patience and not self.eval_every:
+            raise ValueError(f"patience={self.patience} counts evaluations, but eval_every is 0; set it too")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} is not divisible by accumulate={self.accumulate}")
         return self

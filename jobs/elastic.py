@@ -105,15 +105,17 @@ def scaling_policy(plan: Plan, config: Any) -> Any:
 
 
 def free_or_ours() -> dict[str, dict[str, float]]:
-    """Return what this job's workers may have of every live node: what is free, and what they hold already.
+    """Return what this job's workers may have of every node that stays: what is free and what they hold.
 
     A failed group keeps its place until the next is started.
     """
     import ray
-    from ray._private.state import available_resources_per_node
+    from ray._private import state
     from ray.util import placement_group_table
 
-    room, job = available_resources_per_node(), ray.get_runtime_context().get_job_id()
+    # Nothing is started on a node that has announced its end.
+    ending, job = state.state.get_draining_nodes(), ray.get_runtime_context().get_job_id()
+    room = {node: free for node, free in state.available_resources_per_node().items() if node not in ending}
     for name, group in placement_group_table().items():
         # The name of a placement group ends with that of the job that made it.
         if group["state"] == "REMOVED" or not name.endswith(job):

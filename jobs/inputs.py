@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import CocoSource, Config
-from jobs.ledger import Ledger, Values, changed_keys
+from jobs.ledger import Ledger, Values, changed_keys, hash_of
 from shards.cache import Cache, cache_at
 from shards.errors import BadInput
 from shards.files import sha256_of
@@ -45,17 +45,33 @@ def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:
         }
     if stage == "baseline":
         weights = {"model.weights": file_hash(config.model.weights)}
-        return {**trained, **weights, **_under(keys, "train.baseline."), **_under(outputs, "shard.train")}
+        schedule = _schedule("baseline", config, keys, outputs)
+        return {**trained, **weights, **schedule, **_under(outputs, "shard.train")}
     trained.pop("model.weights")
     start = _under(outputs, "shard.train", "baseline.")
     if stage == "refine":
-        return {**trained, **_under(keys, "sara.", "refine.", "train.refine."), **start}
+        return {
+            **trained,
+            **_under(keys, "sara.", "refine."),
+            **_schedule("refine", config, keys, outputs),
+            **start,
+        }
     if stage == "control":
-        return {**trained, **_under(keys, "train.refine."), **start}
+        return {**trained, **_schedule("refine", config, keys, outputs), **start}
     if stage == "evaluate":
         outputs.pop("shard.train", None)
         return {**_under(keys, "test."), **outputs}
     return outputs
+
+
+def _schedule(name: str, config: Config, keys: Values, outputs: Values) -> Values:
+    """Return what of a schedule changes the weights: how often to look at them only where that may stop."""
+    found = _under(keys, f"train.{name}.")
+    if getattr(config.train, name).patience:
+        # Under another name: a change of them must not pass for one that redoes the evaluation only.
+        looks = {"early stopping by test": hash_of(_under(keys, "test."))}
+        return {**found, **looks, **_under(outputs, "shard.val")}
+    return {key: value for key, value in found.items() if not key.endswith((".eval_every", ".patience"))}
 
 
 def stages_to_redo(config: Config, run_dir: Path, ledger: Ledger, redo: str | None) -> list[str]:

@@ -258,6 +258,7 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "shards": absolute(shards_of(run.path, run.config, "train")),
         "init_weights": None if init_weights is None else str(init_weights),
         "attempt": run.attempt,
+        "val_shards": absolute(shards_of(run.path, run.config, "val")),
         "stop_file": str(run.path / ".jobs" / f"{stage}-{run.attempt}.stop"),
     }
     _launch(run, stage, train_stage, payload, run.path / stage / "checkpoints")

@@ -9,6 +9,7 @@ from typing import Any
 from configs.schema import Config
 from jobs.inputs import output_files, shards_of
 from jobs.ledger import Ledger
+from pipeline.evaluations import results_of
 
 PIPELINE = "pipeline"
 
@@ -36,6 +37,9 @@ def note_results(tracker: Any, config: Config, run_dir: Path, ledger: Ledger, st
     if stage in ("baseline", "refine", "control"):
         source = shards_of(run_dir, config, "train")
         tracker.log_dataset(stage, "train", ledger.outputs("shard")["train"], str(source))
+        for result in results_of(run_dir / stage):
+            step = result.pop("step")
+            tracker.log_metrics(stage, {"val": result}, step)
     if stage == "evaluate":
         source = shards_of(run_dir, config, "val")
         tracker.log_dataset(stage, "val", ledger.outputs("shard")["val"], str(source), context="evaluation")

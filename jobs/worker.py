@@ -56,8 +56,8 @@ def detect_parts(payload: dict[str, Any]) -> None:
 
 def _drop_other_worlds(parts: Path, world: int) -> None:
     # A group that a lost node has made smaller begins anew; what the larger one has left does not fit.
-    for part in parts.glob("rank-*.json"):
-        if not part.name.endswith(f"-of-{world:04d}.json"):
+    for part in parts.glob("rank-*.jsonl"):
+        if not part.name.endswith(f"-of-{world:04d}.jsonl"):
             part.unlink(missing_ok=True)
 
 

@@ -17,11 +17,20 @@ class CheckpointWriter:
     A context manager: leaving it waits for the last write, whose error, if nobody has asked for it, is lost.
     """
 
-    def __init__(self, directory: Path, keep: int, every: int, may_commit: Callable[[], None]):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        every: int,
+        may_commit: Callable[[], None],
+        written: Callable[[int, Path], None] = lambda step, path: None,
+    ):
         """Write to `directory` and prune it as `prune_checkpoints(directory, keep, every)` does.
 
-        `may_commit` raises when this process has lost the right to write; it is asked from the thread.
+        `may_commit` raises when this process has lost the right to write; it is asked from the thread, and so
+        is `written`, with the step and the checkpoint that is there now, before anything is pruned.
         """
+        self._written = written
         self._directory, self._keep, self._every, self._may_commit = directory, keep, every, may_commit
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -58,6 +67,7 @@ class CheckpointWriter:
         with InStep(step):
             written = save_checkpoint(self._directory, step, weights, momentum, state, self._may_commit)
             self._may_commit()
+            self._written(step, self._directory / f"step-{step:09d}")
             prune_checkpoints(self._directory, self._keep, self._every, written)
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from pipeline.scoring.huddled import huddled_ids
 from pipeline.scoring.server import check_server_zip, write_server_zip
 from shards.cache import Cache
 from shards.errors import BadInput
-from shards.files import encode_json, sha256_of, write_atomic
+from shards.files import encode_json, flush, sha256_of, whole_or_absent, write_atomic
 from shards.read import ShardDataset
 from shards.remote import absolute
 
 log = logging.getLogger(__name__)
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
+RESULTS_AT_ONCE = 1000
 
 
 def detect(
@@ -59,8 +61,7 @@ def detect(
     check_categories(model.categories, dataset.categories, weights, shards)
     device = _device()
     indices = range(rank, len(dataset), world)
-    results = list(detect_images(model.to(device), dataset, indices, batch, device))
-    part = {
+    head = {
         "source": {
             "weights_sha256": sha256_of(Path(weights)),
             "dataset": dataset.hash,
@@ -69,11 +70,15 @@ def detect(
         "rank": rank,
         "world": world,
         "image_ids": [dataset.entries[index]["image_id"] for index in indices],
-        "results": results,
     }
-    path = Path(parts_dir) / f"rank-{rank:04d}-of-{world:04d}.json"
+    path = Path(parts_dir) / f"rank-{rank:04d}-of-{world:04d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, encode_json(part))
+    with whole_or_absent(path) as temporary, open(temporary, "wb") as stream:
+        # Some results a line: nobody ever has to hold the text of all of them.
+        found = detect_images(model.to(device), dataset, indices, batch, device)
+        for tree in chain([head], in_pieces(found)):
+            stream.write(encode_json(tree) + b"\n")
+        flush(stream)
     return path
 
 
@@ -117,7 +122,7 @@ def score(
     if source["dataset"] != dataset.hash:
         raise BadInput(f"{parts_dir}: was detected on other shards than {shards}; run the evaluation again")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "coco_results.json", encode_json(results))
+    _write_results(out / "coco_results.json", results)
     _write_readable(out / "source.json", {**source, "shards": absolute(shards)})
     if not dataset.has_annotations:
         (out / "metrics.json").unlink(missing_ok=True)
@@ -159,17 +164,21 @@ def measure(
 
 def merge_parts(parts_dir: Path, image_ids: list[int]) -> tuple[dict[str, Any], list[Result]]:
     """Return (source, results sorted by image id) of all parts, which must cover every image once."""
-    parts = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(parts_dir.glob("rank-*-of-*.json"))
-    ]
-    if not parts:
-        raise BadInput(f"{parts_dir}: holds no results (rank-*-of-*.json); run the detection first")
-    if any(part["source"] != parts[0]["source"] for part in parts):
+    paths = sorted(parts_dir.glob("rank-*-of-*.jsonl"))
+    if not paths:
+        raise BadInput(f"{parts_dir}: holds no results (rank-*-of-*.jsonl); run the detection first")
+    heads, results = [], []
+    for path in paths:
+        with path.open(encoding="utf-8") as lines:
+            heads.append(json.loads(next(lines)))
+            for line in lines:
+                results += json.loads(line)
+    if any(head["source"] != heads[0]["source"] for head in heads):
         raise BadInput(f"{parts_dir}: mixes results of different weights, shards or settings; empty it first")
-    covered = Counter(image_id for part in parts for image_id in part["image_ids"])
+    covered = Counter(image_id for head in heads for image_id in head["image_ids"])
     _check_covered(covered, image_ids, parts_dir)
-    results = [result for part in parts for result in part["results"]]
-    return parts[0]["source"], sorted(results, key=lambda result: result["image_id"])
+    results.sort(key=lambda result: result["image_id"])
+    return heads[0]["source"], results
 
 
 def check_categories(
@@ -204,6 +213,23 @@ def _check_covered(covered: Counter[int], image_ids: list[int], parts_dir: Path)
                 f"{parts_dir}: {what} {len(ids)} of {len(image_ids)} images (the first is {ids[0]}); "
                 "empty the folder and run the detection again on every rank"
             )
+
+
+def in_pieces(results: Iterable[Result]) -> Iterator[list[Result]]:
+    """Yield results in lists of RESULTS_AT_ONCE; the last may be shorter, and none is empty."""
+    rest = iter(results)
+    while piece := list(islice(rest, RESULTS_AT_ONCE)):
+        yield piece
+
+
+def _write_results(path: Path, results: list[Result]) -> None:
+    """Write what `encode_json(results)` is, a piece at a time."""
+    with whole_or_absent(path) as temporary, open(temporary, "wb") as stream:
+        for place, piece in enumerate(in_pieces(results)):
+            stream.write(b"," if place else b"[")
+            stream.write(encode_json(piece)[1:-1])
+        stream.write(b"]" if results else b"[]")
+        flush(stream)
 
 
 def _write_readable(path: Path, tree: dict[str, Any]) -> None:

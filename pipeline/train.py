@@ -17,6 +17,7 @@ from pipeline.background import CheckpointWriter
 from pipeline.checkpoint import load_checkpoint, newest_checkpoint
 from pipeline.data import Batch, first_batch, sample_order, to_network, training_batches
 from pipeline.engine import momentum_by_name, restore, set_lr, start_engine
+from pipeline.evaluations import Evaluations
 from pipeline.labels import adopt_labels
 from pipeline.lease import Claim, claim_stage
 from pipeline.model import build_model
@@ -48,6 +49,7 @@ class TrainJob:
         shards: the training shards, a directory or a URL.
         init_weights: weights of the baseline for "refine" and "control", else None.
         attempt: the attempt number that may commit.
+        val_shards: the held-out shards, for evaluation during training; None where nothing is evaluated.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class TrainJob:
     shards: str
     init_weights: str | None
     attempt: int
+    val_shards: str | None = None
 
 
 def train(job: TrainJob, ask: Ask = no_notice) -> None:
@@ -87,19 +90,35 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
     batches = training_batches(dataset, config, schedule, rank, world, first)
     engine.module.train()
     keep = config.keep_checkpoints, config.keep_checkpoint_every
-    with CheckpointWriter(folder / "checkpoints", *keep, claim.check) as checkpoints:
-        books = _Books(job, schedule, engine, claim, logs, checkpoints, order, len(dataset), window)
-        for step in range(first, schedule.iters):
-            with InStep(step + 1):
+    meta = weights_meta(config, job.stage, dataset)
+    with (
+        Evaluations(folder, schedule, _evaluation_order(job, meta, world), rank) as evaluations,
+        CheckpointWriter(folder / "checkpoints", *keep, claim.check, evaluations.keep) as checkpoints,
+    ):
+        if first and rank == 0:
+            # Killed between writing and linking it.
+            evaluations.keep(first, folder / "checkpoints" / f"step-{first:09d}")
+        books = _Books(
+            job, schedule, engine, claim, logs, checkpoints, evaluations, order, len(dataset), window
+        )
+        done = first
+        while done < schedule.iters and not evaluations.stops(done):
+            step, done = done, done + 1
+            with InStep(done):
                 checkpoints.check()
                 began = time.monotonic()
                 set_lr(engine, lr_at(schedule, step))
                 ids, told = _step(
                     engine, batches, step, config.seed, schedule, books.window, quarantine, ask()
                 )
-                books.enter(step + 1, time.monotonic() - began, ids, told)
+                books.enter(done, time.monotonic() - began, ids, told)
         checkpoints.wait()
-    _finish(engine, job, claim, weights_meta(config, job.stage, dataset))
+        evaluations.finish(done)
+    if done < schedule.iters:
+        log.info(
+            "stopped early after step %d: mask AP has not risen for %d evaluations", done, schedule.patience
+        )
+    _finish(engine, job, claim, meta)
 
 
 @dataclass
@@ -112,6 +131,7 @@ class _Books:
     claim: Claim
     logs: RunLog
     checkpoints: CheckpointWriter
+    evaluations: Evaluations
     order: str
     size: int
     window: dict[str, float]
@@ -128,7 +148,7 @@ class _Books:
             self.claim.check()
             self.logs.metrics(step, self.schedule, self.size, lr_at(self.schedule, step - 1), self.window)
             self.window = _empty_window()
-        if step % config.checkpoint_every == 0 or last or told.save:
+        if step % config.checkpoint_every == 0 or last or told.save or self.evaluations.due(step):
             self.save(step)
         if told.stop and not last:
             self.stop(step)
@@ -180,6 +200,13 @@ def stage_model(job: TrainJob, dataset: ShardDataset) -> nn.Module:
         categories = dataset.categories if untrained else None
         log.info("%s", load_pretrained(model, config.model.weights, categories))
     return model
+
+
+def _evaluation_order(job: TrainJob, meta: dict[str, Any], world: int) -> dict[str, Any]:
+    data = job.config.data
+    cache = {"folder": data.cache_dir, "limit_gb": data.cache_gb}
+    test = job.config.test.model_dump(mode="json")
+    return {"shards": job.val_shards, "test": test, "cache": cache, "meta": meta, "ranks": world}
 
 
 def weights_meta(config: Config, stage: str, dataset: ShardDataset) -> dict[str, Any]:

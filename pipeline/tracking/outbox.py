@@ -100,7 +100,7 @@ class MetricsTail:
         with self.path.open("rb") as file:
             file.seek(self._end - len(self._last))
             if file.read(len(self._last)) != self._last:
-                self._end = 0
+                self._end, self._last = 0, b""
                 file.seek(0)
             lines = []
             while len(lines) < LINES_AT_ONCE and (line := file.readline()).endswith(b"\n"):

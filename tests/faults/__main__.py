@@ -26,7 +26,7 @@ def main() -> int:
     arguments = parse()
     folder = (arguments.keep or Path(tempfile.mkdtemp(prefix="mrrcnn-faults-"))).resolve()
     trials = {
-        "kills": lambda place: kill_matrix(place, say, arguments.points, arguments.seed, arguments.launchers),
+        "kills": lambda place: kill_matrix(place, say, arguments),
         "elastic": lambda place: change_workers(place, say, [[2, 1, 2], [1, 4, 2]]),
         "preempt": lambda place: ask_to_stop(place, say, arguments.launchers),
         "drain": lambda place: drain_node(place, say),
@@ -54,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("trials", nargs="*", help="some of those above; all if none")
     parser.add_argument("--points", type=int, default=50, help="kill points that must have struck")
     parser.add_argument("--seed", type=int, default=0, help="of the kill points")
+    parser.add_argument("--first", type=int, default=1, help="the run of the seed to begin with")
     parser.add_argument("--launchers", nargs="+", default=["ray", "torchrun"], help="taken in turn")
     parser.add_argument("--keep", type=Path, help="work there and leave everything")
     return parser.parse_args()

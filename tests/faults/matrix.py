@@ -1,6 +1,7 @@
 """The kill matrix: whole pipelines, each killed once in every phase, compared with one that was not."""
 
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from tests.faults.kills import PHASES, TARGETS, Outcome, plan, suffer
 Say = Callable[[str], None]
 
 
-def kill_matrix(folder: Path, say: Say, points: int, seed: int, launchers: list[str]) -> list[str]:
-    """Return what was not as in the undisturbed run, after `points` kills have struck."""
+def kill_matrix(folder: Path, say: Say, asked: Namespace) -> list[str]:
+    """Return what was not as in the undisturbed run, after `asked.points` kills have struck."""
     pipeline, began = Pipeline.make(folder), time.monotonic()
     calm = folder / "undisturbed"
     pipeline.finish(calm, "torchrun")
@@ -22,8 +23,11 @@ def kill_matrix(folder: Path, say: Say, points: int, seed: int, launchers: list[
     say(f"undisturbed, {time.monotonic() - began:.0f} s")
     for name, value in reference.items():
         say(f"  {name:18s} {value[:16]}")
-    struck, faults, survived, finished, number = Counter(), [], 0, 0, 0
-    for number, (launcher, kills) in enumerate(plan(seed, points, launchers), 1):
+    struck, faults, survived, finished = Counter(), [], 0, 0
+    runs = enumerate(plan(asked.seed, asked.first + asked.points, asked.launchers), 1)
+    for number, (launcher, kills) in runs:
+        if number < asked.first:
+            continue
         run, began = folder / f"run-{number}", time.monotonic()
         say(f"run {number}, {launcher}")
         outcome = suffer(pipeline, run, launcher, kills, say)
@@ -36,10 +40,11 @@ def kill_matrix(folder: Path, say: Say, points: int, seed: int, launchers: list[
         hits = f"{len(outcome.hits)} of {len(kills)} struck"
         took = time.monotonic() - began
         say(f"  {hits}, {outcome.starts} starts, {took:.0f} s, {outcome.left} left: {verdict}")
-        if struck.total() >= points:
+        if struck.total() >= asked.points:
             break
     say(table(struck))
-    say(f"{finished} of {number} runs finished; {survived} of {struck.total()} kills survived")
+    ran = number - asked.first + 1
+    say(f"{finished} of {ran} runs finished the same; {survived} of {struck.total()} kills survived")
     return faults
 
 

@@ -36,8 +36,8 @@ def config(tmp_path):
 
 
 def test_the_verbs_are_those_that_scripts_rely_on():
-    verbs = "synth, shard, inspect, run, submit, sync, evaluate, predict, import-weights, export-weights, "
-    assert ", ".join(VERBS) == verbs + "report, bench, doctor, demo"
+    verbs = "synth, shard, inspect, run, submit, sweep, sync, evaluate, predict, import-weights, "
+    assert ", ".join(VERBS) == verbs + "export-weights, report, bench, doctor, demo"
 
 
 def test_help_imports_none_of_the_heavy_packages():
@@ -85,6 +85,7 @@ def test_every_option_of_every_verb_is_explained_with_its_default(capsys, verb):
         (["submit", "CONFIG", "--run-dir", "runs/x"], "--run-dir=runs/x: is relative"),
         (["synth", "OUT", "--images", "0"], "images is 0"),
         (["shard", "--images", "OUT", "--annotations", "no.json", "--out", "OUT"], "no folder"),
+        (["shard", "--images", "OUT", "--annotations", "no.json", "--out", "memory://x"], "is gone when the"),
         (["inspect", "OUT"], "OUT"),
         (["evaluate", "no.safetensors", "--shards", "OUT", "--out", "OUT"], "no.safetensors"),
         (["predict", "no.safetensors", "no.jpg", "--out", "OUT"], "no.jpg"),

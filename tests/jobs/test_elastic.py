@@ -117,7 +117,7 @@ def test_a_group_never_grows_without_checkpoints_and_never_shrinks_while_it_work
     assert resized(policy, 2) is None
 
 
-def test_room_is_what_is_free_and_what_this_jobs_groups_still_hold_on_live_nodes(monkeypatch):
+def test_room_is_what_is_free_and_what_this_jobs_groups_still_hold_on_nodes_that_stay(monkeypatch):
     def group(state, *nodes):
         bundles = {place: {"CPU": 1.0, "GPU": 1.0} for place in range(len(nodes))}
         return {"state": state, "bundles": bundles, "bundles_to_node_id": dict(enumerate(nodes))}
@@ -128,7 +128,8 @@ def test_room_is_what_is_free_and_what_this_jobs_groups_still_hold_on_live_nodes
         "0c01": group("REMOVED", "a", "b"),
         "0d02": group("CREATED", "b", "b"),
     }
-    free = {"a": {"CPU": 3.0}, "b": {"CPU": 0.5, "GPU": 2.0}}
+    free = {"a": {"CPU": 3.0}, "b": {"CPU": 0.5, "GPU": 2.0}, "ending": {"CPU": 8.0}}
+    monkeypatch.setattr("ray._private.state.state.get_draining_nodes", lambda: {"ending": 0})
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
     monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))

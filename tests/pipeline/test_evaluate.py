@@ -22,6 +22,7 @@ from pipeline.evaluate import check_categories, detect_images, measure, score
 from pipeline.scoring.coco_ap import evaluate_kind, prepare_annotations
 from pipeline.scoring.huddled import huddled_ids
 from shards.errors import BadInput
+from shards.files import encode_json
 from tests.pipeline.coco_cases import annotation, random_case, result
 
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
@@ -243,11 +244,19 @@ def test_each_image_is_covered_once_by_any_ranks_in_any_turn(images, world, batc
         parts = run("parts", world, ranks, batch)
         ids = [entry["image_id"] for entry in shards.entries]
         _, results = evaluate.merge_parts(parts, ids)
-        found = [json.loads(path.read_text())["image_ids"] for path in parts.iterdir()]
+        found = [json.loads(path.open().readline())["image_ids"] for path in parts.iterdir()]
         assert len(found) == world and sorted(i for part in found for i in part) == ids
         assert max(map(len, found)) - min(map(len, found)) <= 1
         alone = list(detect_images(FakeModel(), shards, range(images)))
         assert results == alone
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_results_are_one_json_whatever_the_pieces(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(evaluate, "RESULTS_AT_ONCE", at_once)
+    for results in (random_case(2)[1], []):
+        evaluate._write_results(tmp_path / "r.json", results)
+        assert (tmp_path / "r.json").read_bytes() == encode_json(results)
 
 
 def test_score_writes_the_form_that_scripts_rely_on(fakes, tmp_path):

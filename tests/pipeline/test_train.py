@@ -58,7 +58,7 @@ def start(folder, shards, world, stage="baseline", init=None, **overrides):
     with acquire(folder) as lease:
         job = {
             "config": config(**overrides), "stage": stage, "run_dir": str(folder), "shards": shards,
-            "init_weights": init, "attempt": lease.attempt,
+            "init_weights": init, "attempt": lease.attempt, "val_shards": shards,
         }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     command = [

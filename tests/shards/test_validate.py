@@ -50,7 +50,8 @@ DAMAGES = {
     "rle_counts": (lambda c: edit(c, 1, segmentation={**RLE, "counts": [7]}), False, "add up to 7"),
     "box_outside": (lambda c: edit(c, 1, bbox=[40, 3, 5, 5]), False, "[40, 3, 5, 5] lies outside"),
     "box_malformed": (lambda c: edit(c, 1, bbox=[4, 5, 20]), False, "[4, 5, 20]"),
-    "not_finite": (lambda c: edit(c, 1, area=float("nan")), False, "NaN"),
+    "not_finite": (lambda c: edit(c, 1, score=float("nan")), False, "'score' holds NaN"),
+    "area_malformed": (lambda c: edit(c, 1, area=float("nan")), False, "area is nan"),
     "unknown_category": (lambda c: edit(c, 1, category_id=4), False, "category_id 4"),
     "unknown_image": (lambda c: edit(c, 1, image_id=8), False, "not listed"),
     "duplicate_annotation_id": (lambda c: c.tree["annotations"].append(c.annotation(1)), False, "twice"),
@@ -103,7 +104,12 @@ def test_each_error_can_be_skipped_and_is_counted_and_listed(case, kind):
             b'{"images": [1], "categories": [' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}",
             "category number 0",
         ),
-        (b'{"images": [' + b"9" * 5000 + b"]}", "is not JSON"),
+        (b'{"images": [' + b"9" * 5000 + b"]}", r"is not JSON \(Exceeds the limit [^;]*\); give a COCO"),
+        (b"\x1f\x8b\x08", "is compressed by gzip; unpack it"),
+        (
+            b'{"images": [1], "categories": [{"id": 1, "name": "a", "x": NaN}]}',
+            "category 1: 'x' holds NaN or",
+        ),
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "holds no JSON object"),
         (b'{"images": [{"id": 1}], "annotations": [], "images": []}', "two different values of 'images'"),
@@ -126,7 +132,7 @@ def test_a_file_that_is_wrong_as_a_whole_is_refused_even_when_skipping(case, con
 
 
 def test_a_file_beyond_the_memory_is_refused_in_one_line(case, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr("shards.source.json.loads", full)
@@ -142,7 +148,7 @@ def test_an_annotation_that_is_too_deep_for_readers_is_an_error_of_its_own(case)
     edit(case, 2, attributes=[[]] * 150)
     case.shard(on_bad="skip")
     assert case.report()["errors"] == {"not_finite": 1}
-    assert "too deep" in case.report()["findings"][0]["message"]
+    assert "'attributes' holds lists or objects nested deeper" in case.report()["findings"][0]["message"]
 
 
 def test_missing_files_are_named(case):
@@ -160,13 +166,38 @@ def test_nothing_left_after_skipping_is_refused(case):
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.jpg", "sub/../../a.jpg", "/etc/a.jpg", "..\\a.jpg", "C:\\a.jpg", "a\0.jpg"]
+    "name",
+    [
+        *("../a.jpg", "sub/../../a.jpg", "/etc/a.jpg", "..\\a.jpg", "C:\\a.jpg", "c:/a.jpg", "a\0.jpg"),
+        *("http://host/a.jpg", "sub/x::file:///a.jpg"),
+    ],
 )
 def test_no_file_name_leads_out_of_the_image_folder(case, name):
     (case.root / "a.jpg").write_bytes((case.images / "a.jpg").read_bytes())
     rename(case, 7, name)
     with pytest.raises(BadInput, match="leads out of the image folder"):
         case.shard()
+
+
+def test_a_colon_is_a_character_like_any_other_where_it_names_no_drive(case):
+    (case.images / "a.jpg").rename(case.images / "12:30.jpg")
+    rename(case, 7, "12:30.jpg")
+    assert case.shard()["images"] == 4
+
+
+def test_what_is_there_twice_under_two_ids_is_a_warning(case):
+    case.tree["images"].append({**case.tree["images"][1], "id": 8, "file_name": "./a.jpg"})
+    case.tree["annotations"].append({**case.annotation(2), "id": 6})
+    case.tree["annotations"].append({**case.annotation(2), "id": 9, "category_id": 90})
+    case.tree["categories"].append({"id": 91, "name": "z"})
+    case.shard()
+    named = ("image_file_shared", "annotation_repeated", "category_name_shared")
+    found = {one["kind"]: one for one in case.report()["findings"] if one["kind"] in named}
+    assert all(case.report()["warnings"][kind] == 1 for kind in named)
+    assert "image 7, 'a.jpg'" in found["image_file_shared"]["message"]
+    assert (found["annotation_repeated"]["annotation_id"], found["annotation_repeated"]["image_id"]) == (6, 7)
+    assert "category 90, 'z'" in found["category_name_shared"]["message"]
+    assert {one["action"] for one in found.values()} == {"kept"}
 
 
 def test_several_errors_are_counted_in_the_message_and_all_listed(case):
@@ -238,6 +269,7 @@ REPAIRS = {
     "box_past_edge": "bbox clipped to [30, 20, 10, 10]",
     "area_disagrees": "area taken from the mask: 200",
     "area_missing": "area taken from the mask: 200",
+    "area_malformed": "area taken from the mask: 200",
     "duplicate_annotation_id": "entry dropped: it repeats the first one word for word",
     "duplicate_image_id": "entry dropped: it repeats the first one word for word",
     **dict.fromkeys(["unknown_category", "unknown_image", "annotation_malformed", "not_finite"]),
@@ -265,11 +297,67 @@ def test_each_finding_says_what_repair_does_before_and_repair_does_it(case, kind
 
 def test_a_repeated_id_with_other_content_is_not_certain(case):
     case.tree["annotations"].append({**case.annotation(1), "category_id": 3})
-    case.tree["images"].append({**case.tree["images"][1], "file_name": "other.jpg"})
-    with pytest.raises(BadInput, match="image 7: is listed twice"):
+    case.tree["images"].append({**case.tree["images"][3], "file_name": "other.jpg"})
+    with pytest.raises(BadInput, match="image 99: is listed twice"):
         case.shard(repair=True)
     repairs = {found["kind"]: found["repair"] for found in case.report()["findings"]}
     assert repairs["duplicate_image_id"] is None and repairs["duplicate_annotation_id"] is None
+
+
+@pytest.mark.parametrize("other", [{"file_name": "sub/b.jpg"}, {"file_name": "sub/b.jpg", "width": None}])
+@pytest.mark.parametrize("repair", [False, True])
+def test_annotations_of_an_id_that_two_images_share_go_to_neither(case, other, repair):
+    case.tree["images"].append({**case.tree["images"][1], **other})
+    case.tree["images"].append(dict(case.tree["images"][1]))
+    case.shard(on_bad="skip", repair=repair)
+    assert [entry["image_id"] for entry in ShardDataset(case.out).entries] == [12, 30, 99]
+    report = case.report()
+    assert report["errors"]["image_refused"] == 2
+    assert sum(found["image_id"] == 7 for found in report["findings"]) == 5
+    assert report["dropped"] == {"images": 3, "annotations": 2}
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("area", [None, NAN, -INFINITY, "200", [], 10**400])
+@pytest.mark.parametrize("box", [None, [NAN, 5, 20, 10], "5", [4, 5, 20, INFINITY]])
+def test_repair_takes_from_the_mask_whatever_is_no_number(case, area, box):
+    edit(case, 1, area=area, bbox=box)
+    with pytest.raises(BadInput):
+        case.shard()
+    case.shard(repair=True)
+    assert case.report()["errors"] == {"area_malformed": 1, "box_malformed": 1}
+    mended = next(a for a in ShardDataset(case.out).to_coco()["annotations"] if a["id"] == 1)
+    assert (mended["bbox"], mended["area"]) == ([4, 5, 20, 10], 200)
+
+
+@pytest.mark.parametrize("box", [None, [100, 100, 5, 5], [4, 5, 20, 0]])
+def test_the_area_is_compared_with_the_mask_whatever_the_box(case, box):
+    edit(case, 1, area=99999, bbox=box)
+    case.shard(repair=True)
+    assert case.report()["warnings"]["area_disagrees"] == 1
+    mended = next(a for a in ShardDataset(case.out).to_coco()["annotations"] if a["id"] == 1)
+    assert (mended["bbox"], mended["area"]) == ([4, 5, 20, 10], 200)
+
+
+@pytest.mark.parametrize("worst", [NAN, 1e300, INFINITY, None])
+@pytest.mark.parametrize("kind", ["polygon", "runs"])
+def test_a_mask_of_no_numbers_is_dropped_by_repair_whichever_they_are(case, worst, kind):
+    shape = [[1, 2, 3, 4, 5, worst]] if kind == "polygon" else {"size": [30, 40], "counts": [worst]}
+    edit(case, 1, segmentation=shape)
+    case.shard(repair=True)
+    [found] = [found for found in case.report()["findings"] if found["annotation_id"] == 1]
+    assert found["action"] == "annotation dropped"
+
+
+def test_what_is_recorded_of_a_clipped_box_is_what_is_in_the_shard(case):
+    edit(case, 1, bbox=[-10, 5, 34, 10], area=200)
+    case.shard(repair=True)
+    mended = next(a for a in ShardDataset(case.out).to_coco()["annotations"] if a["id"] == 1)
+    found = [found for found in case.report()["findings"] if found["annotation_id"] == 1]
+    assert {one["kind"] for one in found} == {"box_past_edge", "bbox_disagrees"}
+    assert all(one["action"] == f"bbox taken from the mask: {mended['bbox']}" for one in found)
 
 
 def test_a_negative_area_disagrees_however_small(case):

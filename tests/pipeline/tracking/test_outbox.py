@@ -1,9 +1,10 @@
-"""An outbox that has lost events says so, and is noted anew."""
+"""An outbox that has lost events says so, and is noted anew; a log that begins anew is read anew."""
 
 import pytest
 
+from pipeline.tracking.outbox import MetricsTail
 from pipeline.tracking.tracker import Tracker
-from tests.pipeline.tracking.mlflow_case import history, runs, write_steps
+from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, write_steps
 
 
 @pytest.mark.parametrize("delivered", [True, False], ids=["delivered", "waiting"])
@@ -33,3 +34,15 @@ def test_a_torn_outbox_is_told_set_aside_and_noted_anew_and_no_point_is_lost_or_
     third = Tracker(run_dir, uri, attempt=3)
     assert not third.has_lost_events()
     third.close()
+
+
+def test_a_log_that_was_cut_back_to_nothing_is_read_again_from_its_start(run_dir):
+    """Looked at while it is empty: training goes on from before the first line."""
+    tail = MetricsTail(run_dir / "refine" / "metrics.jsonl")
+    write_steps(run_dir, [1, 2])
+    assert [row["step"] for row in tail.batch().rows] == [1, 2]
+    tail.advance()
+    cut_back(run_dir, 0)
+    assert tail.batch() is None and tail.batch() is None
+    write_steps(run_dir, [1])
+    assert [row["step"] for row in tail.batch().rows] == [1]

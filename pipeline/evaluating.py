@@ -1,0 +1,88 @@
+"""The process that evaluates the snapshots of a stage while the stage is trained.
+
+python -m pipeline.evaluating STAGE/evaluations
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from configs.schema import Test
+from pipeline.evaluate import check_categories, detect_images, measure
+from pipeline.evaluations import POLL_S, mask_ap, result_file, results_of
+from pipeline.model import load_model
+from pipeline.network.paste import paste_runs
+from pipeline.network.weights import save_weights
+from shards.cache import cache_at
+from shards.files import write_atomic
+from shards.read import ShardDataset
+
+
+def main() -> None:
+    """Evaluate what is there and what comes, until the process that trains has ended."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    folder = Path(sys.argv[1])
+    while True:
+        waiting = sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
+        if not waiting:
+            time.sleep(POLL_S)
+            continue
+        evaluate_snapshot(folder, waiting[0])
+
+
+def evaluate_snapshot(folder: Path, snapshot: Path) -> None:
+    """Leave a snapshot's result, and its weights as STAGE/best.safetensors if no earlier step was as good.
+
+    Killed anywhere and called again, it leaves the same.
+
+    Args:
+        folder: STAGE/evaluations, with order.json.
+        snapshot: step-000000123 in it; gone when this returns.
+    """
+    step, order = int(snapshot.name.removeprefix("step-")), json.loads((folder / "order.json").read_text())
+    weights, stage = folder / "weights.safetensors", folder.parent
+    if not result_file(folder, step).exists():
+        save_weights(weights, load_file(snapshot / "weights.safetensors"), order["meta"])
+        result = {"step": step, **_evaluated(weights, order)}
+        earlier = [mask_ap(found) for found in results_of(stage) if found["step"] < step]
+        if mask_ap(result) > max(earlier, default=-2.0):
+            os.replace(weights, stage / "best.safetensors")
+        write_atomic(result_file(folder, step), json.dumps(result, allow_nan=False).encode() + b"\n")
+    shutil.rmtree(snapshot)
+
+
+def _evaluated(weights: Path, order: dict[str, Any]) -> dict[str, Any]:
+    began = time.monotonic()
+    test, device = Test(**order["test"]), _device(order["ranks"])
+    dataset = ShardDataset(order["shards"], cache=cache_at(**order["cache"]))
+    model = load_model(weights, test=test).to(device)
+    model.paste = paste_runs
+    check_categories(model.categories, dataset.categories, weights, order["shards"])
+    results = list(detect_images(model, dataset, range(len(dataset)), device=device))
+    metrics = measure(dataset.to_coco(), results, test.scorer)
+    metrics.pop("per_category")
+    return {**metrics, "seconds": time.monotonic() - began}
+
+
+def _device(ranks: int) -> torch.device:
+    # The first GPU that no rank of this machine has; without a spare one, rank 0's.
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.device("cuda", ranks if ranks < gpus else 0) if gpus else torch.device("cpu")
+
+
+def _die_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Evaluation while training goes on: another process works on snapshots, and nothing else is shared.
+
+A checkpoint that is due is linked into STAGE/evaluations/ before it can be pruned; the process
+(`pipeline.evaluating`) evaluates the links in the order of their steps and leaves a result a step. Whether to
+stop early is decided at steps that are fixed beforehand, from the results of fixed earlier steps, for which
+training waits if it must: so a run that was killed decides as one that was not, however long anything took.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Schedule
+from shards.files import write_atomic
+
+log = logging.getLogger(__name__)
+POLL_S, STARTS = 0.2, 4
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class EvaluationFailed(RuntimeError):
+    """The evaluating process died again and again; the message says where its output is."""
+
+
+class Evaluations:
+    """What a rank knows of the evaluations of its stage; rank 0 has the process that does them.
+
+    A context manager: leaving it ends the process. Without `eval_every` nothing is ever due.
+    """
+
+    def __init__(self, folder: Path, schedule: Schedule, order: dict[str, Any], rank: int):
+        """Keep what is due at the steps of a schedule.
+
+        Args:
+            folder: STAGE's folder, which every rank sees.
+            schedule: its `iters`, `eval_every` and `patience` are used.
+            order: what the process is told: `shards`, `test`, `cache` and `meta`, in plain JSON values.
+            rank: 0 starts the process.
+        """
+        self._folder, self._schedule, self._rank = folder / "evaluations", schedule, rank
+        self._order, self._process, self._starts = order, None, 0
+
+    def __enter__(self) -> "Evaluations":
+        if self._rank == 0 and self._schedule.eval_every:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._folder / "order.json", json.dumps(self._order).encode())
+            self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def due(self, step: int) -> bool:
+        """Return whether the weights after `step` steps are to be evaluated."""
+        every = self._schedule.eval_every
+        return bool(every) and step > 0 and (step % every == 0 or step == self._schedule.iters)
+
+    def keep(self, step: int, checkpoint: Path) -> None:
+        """Link a checkpoint's weights, if they are due, so that they outlive its pruning."""
+        place = self._folder / f"step-{step:09d}"
+        if not self.due(step) or result_file(self._folder, step).exists() or place.exists():
+            return
+        partial = place.with_suffix(".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            os.link(checkpoint / "weights.safetensors", partial / "weights.safetensors")
+        except OSError:
+            # A file system without hard links.
+            shutil.copyfile(checkpoint / "weights.safetensors", partial / "weights.safetensors")
+        os.replace(partial, place)
+
+    def stops(self, step: int) -> bool:
+        """Return whether training ends after `step` steps; the same on every rank and at every try.
+
+        Decided at every evaluated step from the results of the evaluations before it, so that the process has
+        had one interval for the last of them.
+        """
+        every, patience = self._schedule.eval_every, self._schedule.patience
+        if not patience or step % every or step == self._schedule.iters:
+            return False
+        steps = range(every, step, every)
+        for earlier in steps:
+            self._wait(earlier)
+        return out_of_patience([mask_ap(read_result(self._folder, earlier)) for earlier in steps], patience)
+
+    def finish(self, step: int) -> None:
+        """Return when the last step, which is due, has its result: it is the last to get one."""
+        if self.due(step):
+            self._wait(step)
+
+    def _wait(self, step: int) -> None:
+        while not result_file(self._folder, step).exists():
+            if self._process is not None and self._process.poll() is not None:
+                self._start()
+            time.sleep(POLL_S)
+
+    def _start(self) -> None:
+        output = self._folder / "output.log"
+        if self._starts == STARTS:
+            raise EvaluationFailed(f"the evaluating process died {STARTS} times; see {output}")
+        self._starts += 1
+        # No rank of training: it must not take part in anything that they do together.
+        alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        alone["OMP_NUM_THREADS"] = "1"
+        alone |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        command = [sys.executable, "-m", "pipeline.evaluating", str(self._folder)]
+        with output.open("ab") as sink:
+            # Its standard input ends with this process, and so does it.
+            self._process = subprocess.Popen(
+                command, env=alone, cwd=ROOT, stdin=subprocess.PIPE, stdout=sink, stderr=sink
+            )
+
+
+def out_of_patience(values: list[float], patience: int) -> bool:
+    """Return whether the last `patience` values are none of them above all that were before."""
+    best = max(range(len(values)), key=lambda place: (values[place], -place), default=0)
+    return len(values) - 1 - best >= patience
+
+
+def mask_ap(result: dict[str, Any]) -> float:
+    """Return what networks of a stage are ranked by; an undefined AP is below any other."""
+    value = result["segm"]["AP"]
+    return -1.0 if value is None else value
+
+
+def result_file(folder: Path, step: int) -> Path:
+    """Return where the result of a step is, once it is there."""
+    return folder / f"step-{step:09d}.json"
+
+
+def read_result(folder: Path, step: int) -> dict[str, Any]:
+    """Return a step's metrics and its `step`."""
+    return json.loads(result_file(folder, step).read_text(encoding="utf-8"))
+
+
+def results_of(stage_folder: Path) -> list[dict[str, Any]]:
+    """Return every result of a stage, by step; [] without evaluations."""
+    paths = sorted((stage_folder / "evaluations").glob("step-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
