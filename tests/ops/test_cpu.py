@@ -133,7 +133,8 @@ LIMITS = {
 def test_the_kernels_refuse_what_their_integers_cannot_hold(message):
     """Also without the checks in Python; and no message tells where the library was built."""
     feature = torch.zeros(2, 1, 33, 47)
-    settings = {"pooled_h": 7, "pooled_w": 7, "sampling_ratio": 2, "aligned": False, "prob_mode": 0}
+    usual = {"pooled_h": 7, "pooled_w": 7, "sampling_ratio": 2, "aligned": False, "prob_mode": 0}
+    settings = {**usual, **LIMITS[message]}
     with pytest.raises(RuntimeError, match=message) as caught:
         torch.ops.mrrcnn.sa_roi_align(
             [feature], rois(), None, None, [0.25], **{**settings, **LIMITS[message]}
