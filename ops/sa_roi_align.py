@@ -54,7 +54,7 @@ def sa_roi_align(
 
     Returns:
         [K, C, h, w]; empty, and still differentiable, for K = 0. Gradients flow to features and masks, once
-        and backwards: differentiating twice, and forward-mode AD (torch.func.jvp), raise RuntimeError.
+        and backwards: differentiating twice, forward-mode AD and torch.func (vmap, grad) raise RuntimeError.
 
     Raises:
         ValueError: An argument has the wrong shape, type, device or range.
@@ -183,7 +183,9 @@ def _refuse_tangents(features, masks):
         return
     tensors = features if masks is None else [*features, masks]
     if any(forward_ad.unpack_dual(one).tangent is not None for one in tensors):
-        raise RuntimeError("sa_roi_align has no forward-mode derivative (jvp, jacfwd); use vjp or jacrev")
+        raise RuntimeError(
+            "sa_roi_align has no forward-mode derivative (jvp, jacfwd); use torch.autograd.grad"
+        )
 
 
 def _check_features(features, spatial_scales):

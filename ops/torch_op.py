@@ -6,8 +6,8 @@ every other device, and every tensor when nothing is compiled, takes the referen
 For autocast no kernel is registered, on purpose: dispatch falls through, so features keep their type, boxes
 and masks are never rounded to half precision, and products accumulate in float32.
 
-Of torch.func, grad, vjp and jacrev's single rows work. vmap is not supported (it raises), and neither is
-forward-mode AD (jvp, jacfwd): torch would hand on a tangent of zeros, so ops/sa_roi_align.py refuses it.
+torch.func is not supported: vmap and grad (vjp, jacrev) raise by themselves. For forward-mode AD (jvp,
+jacfwd) torch would hand on a tangent of zeros, so ops/sa_roi_align.py refuses it, except while compiling.
 """
 
 import torch
