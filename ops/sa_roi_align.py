@@ -87,17 +87,13 @@ def multiscale_sa_roi_align(
 
     Args:
         features: Feature maps [N, C, Hl, Wl], finest first; same N, C, dtype and device. On CUDA at most 8.
-        boxes: As in `sa_roi_align`.
-        masks: As in `sa_roi_align`.
-        output_size: As in `sa_roi_align`.
+        boxes, masks, output_size: As in `sa_roi_align`.
         spatial_scales: Feature pixels per input pixel of every map, e.g. [1/4, 1/8, 1/16, 1/32].
         levels: The map each box is pooled from, integers [K] counted from 0. None assigns by size as
             torchvision's LevelMapper does: floor(4 + log2(sqrt(area) / 224) + 1e-6), limited to these maps.
             That needs scales that halve from map to map, finest first; each is taken for the nearest power
             of two, as torchvision does, so measured ones (200 / 799) will do.
-        sampling_ratio: As in `sa_roi_align`.
-        aligned: As in `sa_roi_align`.
-        mask_mode: As in `sa_roi_align`.
+        sampling_ratio, aligned, mask_mode: As in `sa_roi_align`.
 
     Returns:
         As `sa_roi_align`. A map that no box uses gets a gradient of zeros.
@@ -154,6 +150,13 @@ def assign_levels(boxes: Tensor, spatial_scales: Sequence[float]) -> Tensor:
 
 def _level_of(scale):
     return round(-math.log2(scale))
+
+
+def _check_sampling(sampling_ratio: int, mask_mode: str) -> None:
+    if not isinstance(sampling_ratio, int) or sampling_ratio > MAX_ADAPTIVE_GRID:
+        raise ValueError(f"sampling_ratio is {sampling_ratio!r}, expected a whole number up to 4096")
+    if mask_mode not in _MASK_MODES:
+        raise ValueError(f"mask_mode is {mask_mode!r}, expected one of {', '.join(_MASK_MODES)}")
 
 
 def _check_halving(scales):

@@ -67,22 +67,14 @@ def write_shards(
     _check_writable(out)
     _check_folder(originals)
     source = read_source(annotations)
-    identity = {
-        "annotations_sha256": source.sha256,
-        "image_sizes_sha256": _hash_image_sizes(source, originals),
-        "on_bad": on_bad,
-        "repair": repair,
-        "max_pixels": max_pixels,
-        "shard_size_mb": shard_size_mb,
-        "name": _shard_name(PurePosixPath(source.file).stem if name is None else name),
-    }
+    options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
+    identity = _identity(source, originals, options, shard_size_mb, name)
     _make_folder(target)
     with target.locked():
         began = time.time_ns()
         finished = _begun(target, identity)
         if finished is not None and not _images_changed(source, originals, target, max_pixels):
             return finished
-        options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
         with spreading or processes(min(workers, useful_workers(len(source.rows)))) as spread:
             records = _validated(source, originals, target, options, spread)
             description = _write_all(source, records, originals, target, identity, spread)
@@ -91,6 +83,18 @@ def write_shards(
         if isinstance(target, LocalFolder):
             target.date(DESCRIPTION, began)
         return description
+
+
+def _identity(
+    source: Source, originals: Folder, options: dict[str, Any], shard_size_mb: int, name: str | None
+) -> dict[str, Any]:
+    return {
+        "annotations_sha256": source.sha256,
+        "image_sizes_sha256": _hash_image_sizes(source, originals),
+        **options,
+        "shard_size_mb": shard_size_mb,
+        "name": _shard_name(PurePosixPath(source.file).stem if name is None else name),
+    }
 
 
 def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: int) -> None:
