@@ -108,8 +108,7 @@ def multiscale_sa_roi_align(
     features = _check_features(features, spatial_scales)
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     rois = _check_boxes(boxes, features[0]).to(dtype)
-    if masks is not None:
-        _check_masks(masks, rois)
+    _check_masks(masks, rois)
     _refuse_tangents(features, masks)
     pooled_h, pooled_w = _check_output_size(output_size)
     _check_sampling(sampling_ratio, mask_mode)
@@ -237,6 +236,8 @@ def _join_boxes(boxes, feature):
 
 
 def _check_masks(masks, rois):
+    if masks is None:
+        return
     if not _is_floats(masks, 3) or 0 in masks.shape[1:]:
         raise ValueError(f"masks are {_describe(masks)}, expected {_FLOATS} [K, Hp, Wp]")
     if masks.shape[0] != rois.shape[0]:
@@ -258,6 +259,13 @@ def _check_output_size(output_size):
     if len(size) != 2 or not all(isinstance(n, int) and 1 <= n <= _MAX_BINS for n in size):
         raise ValueError(f"output_size is {output_size!r}, expected an integer from 1 to {_MAX_BINS}, or two")
     return size
+
+
+def _check_sampling(sampling_ratio, mask_mode):
+    if not isinstance(sampling_ratio, int) or sampling_ratio > MAX_ADAPTIVE_GRID:
+        raise ValueError(f"sampling_ratio is {sampling_ratio!r}, expected a whole number up to 4096")
+    if mask_mode not in _MASK_MODES:
+        raise ValueError(f"mask_mode is {mask_mode!r}, expected one of {', '.join(_MASK_MODES)}")
 
 
 def _check_device(name, tensor, feature):
