@@ -152,13 +152,6 @@ def _level_of(scale):
     return round(-math.log2(scale))
 
 
-def _check_sampling(sampling_ratio: int, mask_mode: str) -> None:
-    if not isinstance(sampling_ratio, int) or sampling_ratio > MAX_ADAPTIVE_GRID:
-        raise ValueError(f"sampling_ratio is {sampling_ratio!r}, expected a whole number up to 4096")
-    if mask_mode not in _MASK_MODES:
-        raise ValueError(f"mask_mode is {mask_mode!r}, expected one of {', '.join(_MASK_MODES)}")
-
-
 def _check_halving(scales):
     levels = [_level_of(one) for one in scales]
     if levels != list(range(levels[0], levels[0] + len(levels))):
