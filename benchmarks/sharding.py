@@ -43,23 +43,31 @@ class Files:
 
 
 def contenders(files: Files, workers: int) -> dict[str, Callable[[int], object]]:
-    """Return what is timed: the ways to shard, and each single piece of ours in one process.
+    """Return the ways to shard."""
+    shard_mb = shard_size_mb(files, workers)
+    return {
+        "ours": lambda turn: ours(files, workers, shard_mb),
+        "ShardWriter": lambda turn: shard_writer(files, shard_mb),
+        "tar and SHA-256": lambda turn: tar_and_sha256(files),
+    }
 
-    Pieces that look at images read them too. "not in it" is what ours leaves to `mrrcnn inspect`.
+
+def pieces(files: Files, workers: int) -> dict[str, Callable[[int], object]]:
+    """Return what says where the time goes, each in one process; what looks at images reads them too.
+
+    "not in it" is what ours leaves to `mrrcnn inspect`.
     """
     shard_mb = shard_size_mb(files, workers)
     source = read_source(files.annotations)
     return {
-        "ours": lambda turn: ours(files, workers, shard_mb),
-        "ShardWriter": lambda turn: shard_writer(files, shard_mb),
-        "ShardWriter, each image decoded": lambda turn: shard_writer(files, shard_mb, checked=True),
-        "tar and SHA-256": lambda turn: tar_and_sha256(files),
+        "ours, one process": lambda turn: ours(files, 1, shard_mb),
         "part: read the annotation file": lambda turn: read_source(files.annotations),
         "part: read every image (twice in it)": lambda turn: for_each(files, len),
         "part: read and hash every image (hashed thrice)": lambda turn: for_each(files, hashlib.sha256),
         "part: read and look at every image": lambda turn: for_each(files, look_at),
         "part: check and encode every annotation": lambda turn: check_all(source),
         "not in it: read and decode every image": lambda turn: for_each(files, decode),
+        "ShardWriter, each image decoded": lambda turn: shard_writer(files, shard_mb, checked=True),
     }
 
 
