@@ -12,6 +12,7 @@ MAX_JOBS, CXX, and FORCE_CUDA (1: a CUDA library that cannot be built is an erro
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,7 +73,9 @@ except ImportError:
 
 # The stable ABI: a library built here loads in torch 2.10 and later, under any Python.
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-std=c++20", "-O3"]
-HOST = [*STABLE, "-fvisibility=hidden", "-ffp-contract=off"]
+# Else every error message would hold the path of the folder that the library was built in.
+NAMELESS = f"-ffile-prefix-map={Path.cwd()}/="
+HOST = [*STABLE, NAMELESS, "-fvisibility=hidden", "-ffp-contract=off"]
 CPU_SOURCES = sorted(str(p) for p in Path("ops/csrc/cpu").glob("*.cpp"))
 HEADERS = sorted(str(p) for p in Path("ops/csrc").rglob("*.*h"))
 
@@ -82,14 +85,21 @@ def extensions() -> list[Extension]:
     if why_no_cpu():
         return [Extension("ops._C_cpu", [], optional=True)]
     options = {"py_limited_api": True, "depends": HEADERS}
-    flags = {"cxx": HOST}
+    flags = {"cxx": [*HOST, sources("cpu")]}
     found = [CppExtension("ops._C_cpu", CPU_SOURCES, extra_compile_args=flags, **options)]
     if not why_no_cuda():
-        flags = {"cxx": [*HOST, "-DUSE_CUDA"], "nvcc": [*STABLE, "-DUSE_CUDA"]}
+        common = ["-DUSE_CUDA", sources("cuda")]
+        flags = {"cxx": [*HOST, *common], "nvcc": [*STABLE, "-Xcompiler", NAMELESS, *common]}
         found.append(
             CUDAExtension("ops._C_cuda", ["ops/csrc/cuda/binding.cu"], extra_compile_args=flags, **options)
         )
     return found
+
+
+def sources(library: str) -> str:
+    """Returns the flag that tells a library which sources it was built from."""
+    digest = runpy.run_path("ops/sources.py")["digest"]
+    return f"-DMRRCNN_SOURCES={digest(Path('ops/csrc'), library)}"
 
 
 class BuildOperators(build_ext if torch is None else BuildExtension):

@@ -15,7 +15,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.functional import pil_to_tensor
 
 from configs.schema import Model
-from pipeline.data import TrainingSamples
+from pipeline.data import TrainingSamples, packed, unpacked
 from pipeline.network.transform import build_transform
 from shards.masks import decode_mask
 from shards.read import ShardDataset
@@ -100,14 +100,14 @@ def contenders(
     return {
         "ours": lambda turn: drain(own[place] for place in range(count)),
         "decode and resize": lambda turn: drain(floor[place] for place in range(count)),
-        "ours, DataLoader": lambda turn: drain(loader(own, count, workers)),
+        "ours, DataLoader": lambda turn: drain(map(unpacked, loader(own, count, workers, packed))),
         **theirs,
     }
 
 
-def loader(dataset: Dataset, count: int, workers: int) -> DataLoader:
-    """Return the one DataLoader that all of them get."""
-    return DataLoader(dataset, BATCH, sampler=range(count), num_workers=workers, collate_fn=list)
+def loader(dataset: Dataset, count: int, workers: int, collate: Callable = list) -> DataLoader:
+    """Return the one DataLoader that all of them get; a batch is a list of samples."""
+    return DataLoader(dataset, BATCH, sampler=range(count), num_workers=workers, collate_fn=collate)
 
 
 def drain(samples: Iterator) -> None:

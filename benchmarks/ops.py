@@ -2,9 +2,9 @@
 
     python -m benchmarks.ops [--device cpu] [--threads 1 2] [--repeats 10] [--out FILE.json]
 
-Every contender's numbers are compared before any is timed. Peers do less: torchvision's RoIAlign knows no
-mask. The composition is the exact equivalent of ours in PyTorch: RoIAlign with a sample a bin, times the
-resized mask, averaged. Peers get the layout that is best for them, NCHW.
+All contenders' numbers, gradients too, are compared in double precision before any is timed. Peers do less:
+torchvision's RoIAlign knows no mask. The composition is the exact equivalent of ours in PyTorch: RoIAlign
+with a sample a bin, times the resized mask, averaged. Peers get the layout that is best for them, NCHW.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> int:
         print(f"mrrcnn bench ops: {problem}", file=sys.stderr)
         return 2
     sets = [draw(device, seed) for seed in range(CUDA_SETS if device == "cuda" else 1)]
-    check(sets[0])
+    check(sets[0], SIZES)
     host = machine(device)
     print(f"# {json.dumps(host)}", flush=True)
     rows = []

@@ -1,5 +1,6 @@
 """What is compared: Shape-aware RoIAlign, its peers, and the inputs that they share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from ops import multiscale_sa_roi_align, sa_roi_align
 
 CHANNELS, RATIO = 256, 2
+CHECKED = 72  # channels compared: more than the kernels take at once, and few enough to be soon done
 STRIDES = (4, 8, 16, 32)
 SCALES = tuple(1 / stride for stride in STRIDES)
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
@@ -85,19 +87,34 @@ def torchvisions_pyramid(
     return pool(dict(zip(names, maps, strict=True)), per_image, images)
 
 
-def check(x: Inputs) -> None:
-    """Refuse to time what does not give the same numbers, compared in double precision."""
-    maps, last = [m.double() for m in x.pyramid], [m.double() for m in x.pyramid_last]
+def check(x: Inputs, sizes: tuple[int, ...]) -> None:
+    """Refuse to time what does not give the same numbers, gradients included, in double precision."""
+    maps, last = ([m[:, :CHECKED].double() for m in p] for p in (x.pyramid, x.pyramid_last))
     small, boxes, masks = x.small.double(), x.boxes.double(), x.masks.double()
-    pairs = {
-        "composition": (ours(last[0], small, masks, 7), composition(maps[0], small, masks, 7)),
-        "roi_align": (ours(maps[0], small, None, 7), torchvisions(maps[0], small, 7)),
-        "MultiScaleRoIAlign": (
-            our_pyramid(last, boxes, None, 7),
-            torchvisions_pyramid(maps, boxes, 7, [x.image_size] * 2),
-        ),
-    }
-    for name, (one, other) in pairs.items():
+    images = [x.image_size] * 2
+    for size in sizes:
+        composed = results(composition, maps[0], small, masks, size)
+        plain = results(torchvisions, maps[0], small, size)
+        pyramid = [torchvisions_pyramid(maps, boxes, size, images)]
+        for own in (maps, last):
+            refuse_unless_equal("composition", results(ours, own[0], small, masks, size), composed)
+            refuse_unless_equal("roi_align", results(ours, own[0], small, None, size), plain)
+            refuse_unless_equal("MultiScaleRoIAlign", [our_pyramid(own, boxes, None, size)], pyramid)
+
+
+def results(pool: Callable, feature: Tensor, boxes: Tensor, *arguments: Tensor | int | None) -> list[Tensor]:
+    """Return what a contender pools, and its gradients to features and masks."""
+    feature = feature.detach().requires_grad_()
+    arguments = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in arguments]
+    out = pool(feature, boxes, *arguments)
+    inputs = [feature, *(a for a in arguments if isinstance(a, Tensor))]
+    grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
+    return [out, *torch.autograd.grad(out, inputs, grad)]
+
+
+def refuse_unless_equal(name: str, own: list[Tensor], theirs: list[Tensor]) -> None:
+    """End the benchmark if a norm of differences is not a rounding error."""
+    for one, other in zip(own, theirs, strict=True):
         error = ((one - other).norm() / other.norm()).item()
         if not error < 1e-12:
             raise SystemExit(f"bench ops: ours and {name} differ by {error:.1e} of the norm")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 BLOCK = 20
@@ -133,7 +134,7 @@ def show(cost: dict, starts: dict) -> None:
 def _held_up(ticks: list[dict[str, float]], block: int) -> float:
     """Return how much longer the step with the checkpoint took than its block's median step."""
     begun = [tick["wall"] for tick in ticks[block * BLOCK : (block + 1) * BLOCK + 1]]
-    steps = [after - before for before, after in zip(begun, begun[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(begun)]
     return steps[0] - statistics.median(steps)
 
 

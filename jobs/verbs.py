@@ -20,6 +20,8 @@ def shard_source(
     from jobs.summary import showing_findings
     from shards.write import write_shards
 
+    if out.startswith("memory://"):
+        raise BadInput(f"{out}: is gone when the command ends; choose a folder or a store as --out")
     spreading = None if address is None else ray_tasks(address, workers)
     with showing_findings(out):
         write_shards(

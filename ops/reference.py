@@ -9,7 +9,7 @@ with N the samples of a bin. Both products are linear in F and in P; the backwar
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,25 +24,26 @@ _CHUNK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Taps:
-    """Bilinear taps of S sample positions on one axis of K RoIs: indices and weights [K, S]."""
+    """Bilinear taps of S sample positions on one axis of K RoIs: indices, weights, and what is on the map."""
 
     low: Tensor
     high: Tensor
     weight_low: Tensor
     weight_high: Tensor
+    visible: Tensor
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The samples of K RoIs that share a grid: taps on F, matrices onto P, the bins of rows and columns."""
+    """The samples of K RoIs that share a grid: taps on F, taps [1, S] on P, the bins of rows and columns."""
 
     batch: Tensor
     rows: Taps
     columns: Taps
     row_bin: Tensor
     column_bin: Tensor
-    mask_rows: Tensor
-    mask_columns: Tensor
+    mask_rows: Taps | None
+    mask_columns: Taps | None
     samples_per_bin: int
 
 
@@ -63,7 +64,7 @@ def forward(
             for chosen, grid in _grids(one, prob, *arguments, prob_mode):
                 values = _sample(pixels, one.shape, grid)
                 if prob is not None:
-                    values = values * _sample_mask(prob[chosen].to(dtype), grid)[..., None]
+                    values = values * _sample_mask(prob[chosen].to(dtype), grid)
                 values_of.append(_sum_bins(values, grid, pooled_h, pooled_w) / grid.samples_per_bin)
                 members_of.append(chosen)
     if members_of:
@@ -100,12 +101,13 @@ def backward(
             arguments = (rois, members, scale, (pooled_h, pooled_w), sampling_ratio, aligned)
             for chosen, grid in _grids(one, prob, *arguments, prob_mode):
                 spread = grad[chosen][:, grid.row_bin][:, :, grid.column_bin] / grid.samples_per_bin
+                spread = _on_map(spread, grid)
                 if need_p:
                     products = (spread * _sample(pixels, one.shape, grid)).sum(-1)
-                    grad_prob[chosen] = grid.mask_rows.T @ products @ grid.mask_columns
+                    grad_prob[chosen] = _spread_on_mask(products, prob.shape, grid)
                 if need_f:
                     if prob is not None:
-                        spread = spread * _sample_mask(prob[chosen].to(dtype), grid)[..., None]
+                        spread = spread * _sample_mask(prob[chosen].to(dtype), grid)
                     _add_samples(grad_pixels, spread, one.shape, grid)
             grad_features.append(_feature_gradient(grad_pixels, one))
     return grad_features, grad_prob.to(prob.dtype) if need_p else features[0].new_empty(0)
@@ -185,7 +187,7 @@ def _scaled_boxes(rois, scale, aligned):
 
 
 def _grid(feature, rois, boxes, chosen, bins, counts, mask_size, prob_mode):
-    taps, matrices, bin_of = [], [None, None], []
+    taps, mask_taps, bin_of = [], [None, None], []
     for axis in (0, 1):
         index = torch.arange(bins[axis] * counts[axis], device=rois.device)
         bin_of.append(index // counts[axis])
@@ -195,40 +197,49 @@ def _grid(feature, rois, boxes, chosen, bins, counts, mask_size, prob_mode):
         taps.append(_feature_taps(start + bin_of[axis] * bin_size + within, feature.shape[2 + axis]))
         if mask_size is not None:
             unit = (index.to(_compute_dtype(feature)) + 0.5) / len(index)
-            matrices[axis] = _mask_matrix(unit, mask_size[axis], prob_mode)
-    return Grid(rois[chosen, 0].long(), *taps, *bin_of, *matrices, counts[0] * counts[1])
+            mask_taps[axis] = _mask_taps(unit[None], mask_size[axis], prob_mode)
+    return Grid(rois[chosen, 0].long(), *taps, *bin_of, *mask_taps, counts[0] * counts[1])
 
 
 def _feature_taps(position, size):
     """RoIAlign's border rule: nothing more than a pixel outside, else clamped into the map."""
     visible = (position >= -1) & (position <= size)
-    position = torch.where(visible, position, torch.zeros_like(position)).clamp(0, size - 1)
-    low = position.long()
+    return _clamped_taps(torch.where(visible, position, torch.zeros_like(position)), size, visible)
+
+
+def _clamped_taps(position, size, visible):
+    position = position.clamp(0, size - 1)
+    # Beyond 2^24 a float32 rounds `size - 1` up to `size`: behind the axis.
+    low = torch.where(position < size - 1, position.long(), size - 1)
     fraction = position - low
-    return Taps(low, (low + 1).clamp(max=size - 1), (1 - fraction) * visible, fraction * visible)
+    return Taps(low, (low + 1).clamp(max=size - 1), 1 - fraction, fraction, visible)
 
 
-def _mask_matrix(unit, size, prob_mode):
-    """[S, size]: interpolates a mask's axis at positions `unit` in (0, 1), its border replicated."""
-    position = (unit * size - (0.5 if prob_mode == HALF_PIXEL else 0.0)).clamp(0, size - 1)
-    low = position.long()
-    fraction = (position - low)[:, None]
-    cells = torch.eye(size, device=unit.device, dtype=unit.dtype)
-    return (1 - fraction) * cells[low] + fraction * cells[(low + 1).clamp(max=size - 1)]
+def _mask_taps(unit, size, prob_mode):
+    """A mask's taps at positions `unit` in (0, 1), its border replicated."""
+    position = unit * size - (0.5 if prob_mode == HALF_PIXEL else 0.0)
+    return _clamped_taps(position, size, torch.ones_like(position, dtype=torch.bool))
 
 
 def _visible(grid):
     """The same grid without rows and columns off the map: a large box then costs no more than the map."""
 
-    def keep(taps, bin_of, matrix):
-        on_map = (taps.weight_low + taps.weight_high)[0] > 0
-        parts = (taps.low, taps.high, taps.weight_low, taps.weight_high)
-        kept = Taps(*(part[:, on_map] for part in parts))
-        return kept, bin_of[on_map], None if matrix is None else matrix[on_map]
+    def keep(taps, on_map):
+        if taps is None:
+            return None
+        parts = (taps.low, taps.high, taps.weight_low, taps.weight_high, taps.visible)
+        return Taps(*(part[:, on_map] for part in parts))
 
-    rows, row_bin, mask_rows = keep(grid.rows, grid.row_bin, grid.mask_rows)
-    columns, column_bin, mask_columns = keep(grid.columns, grid.column_bin, grid.mask_columns)
-    return Grid(grid.batch, rows, columns, row_bin, column_bin, mask_rows, mask_columns, grid.samples_per_bin)
+    rows, columns = grid.rows.visible[0], grid.columns.visible[0]
+    return replace(
+        grid,
+        rows=keep(grid.rows, rows),
+        columns=keep(grid.columns, columns),
+        row_bin=grid.row_bin[rows],
+        column_bin=grid.column_bin[columns],
+        mask_rows=keep(grid.mask_rows, rows),
+        mask_columns=keep(grid.mask_columns, columns),
+    )
 
 
 def _corners(shape, grid):
@@ -243,7 +254,8 @@ def _corners(shape, grid):
 
 def _sample(pixels, shape, grid):
     """F at every sample: [K, R, S, C]."""
-    return sum(pixels[index] * weight[..., None].to(pixels.dtype) for index, weight in _corners(shape, grid))
+    terms = (pixels[index] * weight[..., None].to(pixels.dtype) for index, weight in _corners(shape, grid))
+    return _on_map(sum(terms), grid)
 
 
 def _add_samples(grad_pixels, grad_samples, shape, grid):
@@ -254,8 +266,37 @@ def _add_samples(grad_pixels, grad_samples, shape, grid):
 
 
 def _sample_mask(prob, grid):
-    """P at every sample: [K, R, S]."""
-    return grid.mask_rows @ prob @ grid.mask_columns.T
+    """P at every sample: [K, R, S, 1]."""
+    values = _interpolate(_interpolate(prob, grid.mask_rows, 1), grid.mask_columns, 2)
+    return _on_map(values[..., None], grid)
+
+
+def _interpolate(values, taps, axis):
+    """Four cells a sample and no others: a matrix of weights would spread one NaN over all of them."""
+    low, high = values.index_select(axis, taps.low[0]), values.index_select(axis, taps.high[0])
+    return low * _along(axis, taps.weight_low) + high * _along(axis, taps.weight_high)
+
+
+def _spread_on_mask(grad_values, shape, grid):
+    """The transpose of `_sample_mask`: [K, R, S] -> [K, Hp, Wp]."""
+    for axis, taps in ((2, grid.mask_columns), (1, grid.mask_rows)):
+        size = list(grad_values.shape)
+        size[axis] = shape[axis]
+        low, high = (grad_values * _along(axis, w) for w in (taps.weight_low, taps.weight_high))
+        spread = grad_values.new_zeros(size).index_add_(axis, taps.low[0], low)
+        grad_values = spread.index_add_(axis, taps.high[0], high)
+    return grad_values
+
+
+def _along(axis, weight):
+    """[1, S] -> [S, 1] for rows (axis 1), [1, S] for columns (axis 2)."""
+    return weight.T if axis == 1 else weight
+
+
+def _on_map(values, grid):
+    """Values [K, R, S, *] with zeros off the map: a weight of zero would not do, since 0 * NaN is NaN."""
+    visible = grid.rows.visible[:, :, None] & grid.columns.visible[:, None, :]
+    return torch.where(visible[..., None], values, 0)
 
 
 def _sum_bins(values, grid, pooled_h, pooled_w):

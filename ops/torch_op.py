@@ -4,8 +4,10 @@ The schema is defined here and nowhere else. The compiled libraries add kernels 
 every other device, and every tensor when nothing is compiled, takes the reference.
 
 For autocast no kernel is registered, on purpose: dispatch falls through, so features keep their type, boxes
-and masks are never rounded to half precision, and products accumulate in float32. vmap is not supported (it
-raises).
+and masks are never rounded to half precision, and products accumulate in float32.
+
+torch.func is not supported: vmap and grad (vjp, jacrev) raise by themselves. For forward-mode AD (jvp,
+jacfwd) torch would hand on a tangent of zeros, so ops/sa_roi_align.py refuses it, except while compiling.
 """
 
 import torch

@@ -1,9 +1,10 @@
 """From a sample of the shards to what the network trains on, and the loader that brings it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -141,19 +142,33 @@ def training_batches(
     workers = config.data.loader_workers
     prefetch = 4 if workers else None
     loader = DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, collate_fn=list, prefetch_factor=prefetch
+        samples, batch_sampler=batches, num_workers=workers, collate_fn=packed, prefetch_factor=prefetch
     )
     ahead = Ahead(dataset, order, schedule.iters * schedule.batch)
     try:
         for number, batch in enumerate(loader, start_step * schedule.accumulate):
             ahead.reached(number // schedule.accumulate * schedule.batch)
-            yield batch
+            yield unpacked(batch)
     except BadInput as error:
         # A loader process puts its traceback before the line that the user needs.
         line = str(error).strip().splitlines()[-1]
         raise BadInput(line.partition(f"{type(error).__name__}: ")[2] or line) from None
     finally:
         ahead.close()
+
+
+def packed(batch: Batch) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Return what a loader process sends: but for the image, tensors cost more to hand over than to copy."""
+    return [(image, _each(target, Tensor, Tensor.numpy)) for image, target in batch]
+
+
+def unpacked(batch: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
+    """Return the batch that was `packed`."""
+    return [(image, _each(target, np.ndarray, torch.from_numpy)) for image, target in batch]
+
+
+def _each(target: dict[str, Any], kind: type, change: Callable) -> dict[str, Any]:
+    return {key: change(value) if isinstance(value, kind) else value for key, value in target.items()}
 
 
 def first_batch(dataset: ShardDataset, config: Config) -> tuple[list[Tensor], list[dict[str, Any]], int]:

@@ -3,12 +3,15 @@
 A file's name is its SHA-256, so that jobs, data sets and URLs share what is the same. A finished file is
 never written to; it may be removed at any time, and whoever has it open reads on. Beside it may lie
 
+    SHA256.damaged      what its URL gave twice instead; its time is that of the download
     SHA256.lock         held (flock) by the one process that downloads it; its death frees it
     SHA256.SIZE.part    its download; the size is the room that it was granted
     .lock               held while room is counted and granted
 """
 
 import fcntl
+import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from shards.remote import download, read_url, shown
 LIMIT_GB = 20.0
 WAIT_S = 0.1
 DIGEST = 64
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -40,37 +44,58 @@ class Cache:
     def open(self, url: str, sha256: str, size: int) -> int:
         """Return a descriptor of a file of `size` bytes, to be closed; downloads it unless it is there.
 
+        A file that comes damaged twice is kept apart and given as it is: who reads it must verify what he
+        reads. `forget` says when it is fetched once more.
+
         Raises:
-            BadInput: the URL cannot be read, is another file, or is larger than the cache.
+            BadInput: the URL cannot be read, is a larger file, or is larger than the cache.
             OSError: the store cannot be reached, or the disk is full.
         """
-        return self._open(sha256, size, lambda part: _download(url, sha256, part))
+        return self._open(sha256, size, lambda part: _download(url, sha256, size, part))
 
     def read(self, url: str, sha256: str) -> bytes:
         """Return the content of a small file; errors as `open`."""
         descriptor = _opened(self._path(sha256))
         if descriptor is None:
             content = read_url(url)
-            descriptor = self._open(sha256, len(content), lambda part: _write(content, url, sha256, part))
+            _check_is(url, sha256, hashlib.sha256(content).hexdigest())
+            descriptor = self._open(
+                sha256, len(content), lambda part: part.write_bytes(content) == len(content)
+            )
         with open(descriptor, "rb") as stream:
             return stream.read()
 
-    def forget(self, sha256: str) -> None:
-        """Remove a file, for one that has been damaged since it was downloaded."""
+    def forget(self, sha256: str, before: float = math.inf) -> None:
+        """Remove a file, for one that has been damaged since it was downloaded.
+
+        One that came damaged is removed if it came before a time (seconds since 1970): its URL may have been
+        put right since.
+        """
         self._path(sha256).unlink(missing_ok=True)
+        damaged = self._damaged(sha256)
+        with suppress(FileNotFoundError):
+            if damaged.stat().st_mtime < before:
+                damaged.unlink()
 
     def _path(self, sha256: str) -> Path:
         return Path(self.folder, sha256)
 
-    def _open(self, sha256: str, size: int, fill: Callable[[Path], None]) -> int:
+    def _damaged(self, sha256: str) -> Path:
+        return Path(self.folder, sha256 + DAMAGED)
+
+    def _open(self, sha256: str, size: int, fill: Callable[[Path], bool]) -> int:
         path = self._path(sha256)
-        while (descriptor := _opened(path)) is None:
+        while (descriptor := self._there(sha256)) is None:
             self._check(size)
             with _only_one(path.with_name(f"{sha256}.lock")) as mine:
                 # Else another process has just finished it.
-                if mine and not path.exists():
-                    return self._filled(path, size, fill)
+                if mine and not path.exists() and not self._damaged(sha256).exists():
+                    return self._filled(sha256, size, fill)
         return descriptor
+
+    def _there(self, sha256: str) -> int | None:
+        descriptor = _opened(self._path(sha256))
+        return _opened(self._damaged(sha256), used=False) if descriptor is None else descriptor
 
     def _check(self, size: int) -> None:
         if size > self.limit_bytes:
@@ -86,14 +111,14 @@ class Cache:
                 "set data.cache_dir or MRRCNN_CACHE"
             ) from None
 
-    def _filled(self, path: Path, size: int, fill: Callable[[Path], None]) -> int:
-        part = path.with_name(f"{path.name}.{size}.part")
+    def _filled(self, sha256: str, size: int, fill: Callable[[Path], bool]) -> int:
+        part = Path(self.folder, f"{sha256}.{size}.part")
         # Of a process that was killed: this one holds the lock now.
         part.unlink(missing_ok=True)
         while not self._granted(part, size):
             time.sleep(WAIT_S)
         try:
-            fill(part)
+            path = self._path(sha256) if fill(part) else self._damaged(sha256)
             # Opened before it has its name: from then on any process may evict it.
             descriptor = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
             os.replace(part, path)
@@ -125,13 +150,14 @@ def cache_at(folder: str | None = None, limit_gb: float = LIMIT_GB) -> Cache:
     return Cache(str(place.expanduser().absolute()), int(limit_gb * 1e9))
 
 
-def _opened(path: Path) -> int | None:
+def _opened(path: Path, used: bool = True) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    # The time of the last use; the file system's own access times are mostly off.
-    os.utime(descriptor)
+    if used:
+        # The time of the last use; the file system's own access times are mostly off.
+        os.utime(descriptor)
     return descriptor
 
 
@@ -140,7 +166,7 @@ def _finished(folder: Path) -> Iterator[tuple[int, int, Path]]:
     for entry in os.scandir(folder):
         # A file may be forgotten at any time.
         with suppress(FileNotFoundError):
-            if len(entry.name) == DIGEST:
+            if len(entry.name.removesuffix(DAMAGED)) == DIGEST:
                 found = entry.stat()
                 yield found.st_mtime_ns, found.st_size, Path(entry.path)
 
@@ -154,17 +180,17 @@ def _promised(part: Path) -> int:
     return 0 if dead else int(size)
 
 
-def _download(url: str, sha256: str, part: Path) -> None:
-    download(url, part)
-    if sha256_of(part) != sha256:
-        # Once more: the store may have been written to meanwhile, or a line dropped.
+def _download(url: str, sha256: str, size: int, part: Path) -> bool:
+    """Return whether the file came as it should; once more if not: it may just be written, or a line drop."""
+    for _ in range(2):
         download(url, part)
-        _check_is(url, sha256, sha256_of(part))
-
-
-def _write(content: bytes, url: str, sha256: str, part: Path) -> None:
-    part.write_bytes(content)
-    _check_is(url, sha256, sha256_of(part))
+        found = sha256_of(part)
+        if found == sha256:
+            return True
+    if part.stat().st_size > size:
+        # There may be no room for it.
+        _check_is(url, sha256, found)
+    return False
 
 
 def _check_is(url: str, wanted: str, found: str) -> None:

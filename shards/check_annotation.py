@@ -7,7 +7,7 @@ from shards.files import encode_json
 from shards.findings import ACTION, Finding
 from shards.masks import measure_mask
 from shards.repair import repaired
-from shards.source import ImageRow, encoded_or_none, is_number
+from shards.source import NOT_FINITE, ImageRow, encoded_or_none, is_number, unfit_fields
 
 AREA_SHARE, AREA_PX = 0.15, 30
 BBOX_PX = 3
@@ -15,7 +15,8 @@ BBOX_PX = 3
 EDGE_PX = 1e-3
 # Thinner boxes have no area in float32.
 MIN_SIDE_PX = 1e-2
-NOT_FINITE = ("error", "not_finite", "holds NaN, infinity or too deep a tree", "give finite numbers")
+# NaN in these is told by their own checks, and the mask may decide what to put there.
+CHECKED = {"bbox", "area", "segmentation"}
 
 
 def check_annotation(
@@ -27,7 +28,8 @@ def check_annotation(
     caller's. Each finding says what the certain repairs make of it; with `repair` they are done.
     """
     encoded = encoded_or_none(annotation)
-    faults, measured = ([NOT_FINITE], None) if encoded is None else _faults(annotation, row)
+    unfit = [] if encoded is not None else _unfit(annotation)
+    faults, measured = (unfit, None) if unfit else _faults(annotation, row)
     if not faults:
         return encoded, []
     ids = {"image_id": row.image_id, "annotation_id": annotation["id"]}
@@ -35,13 +37,26 @@ def check_annotation(
         Finding(severity, kind, file, message, remedy, action=ACTION[severity], **ids)
         for severity, kind, message, remedy in faults
     ]
-    if encoded is None:
+    if unfit:
         return None, findings
     mended, findings = repaired(annotation, findings, measured, row)
     if not repair:
         return encoded, findings
     findings = [replace(finding, action=finding.repair or finding.action) for finding in findings]
     return None if mended is None else encode_json(mended), findings
+
+
+def _unfit(annotation: dict) -> list[tuple[str, str, str, str]]:
+    """Return a fault for each field that JSON or its readers cannot hold, and no other check tells of."""
+    return [
+        ("error", "not_finite", f"{name!r:.40} holds {what}", "correct or remove it")
+        for name, what in unfit_fields(annotation).items()
+        if what != NOT_FINITE or not _is_checked(name, annotation[name])
+    ]
+
+
+def _is_checked(name: str, value: object) -> bool:
+    return name in CHECKED and not (isinstance(value, dict) and value.keys() - {"size", "counts"})
 
 
 def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, str]], list[float] | None]:
@@ -59,8 +74,11 @@ def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, 
     if not measured[4]:
         remedy = "draw it again or remove the annotation"
         return [*faults, ("warning", "mask_empty", "its mask covers no pixel of the image", remedy)], None
-    if not any(severity == "error" for severity, *_ in faults):
-        faults += _disagreements(annotation, measured)
+    kinds = {kind for severity, kind, *_ in faults if severity == "error"}
+    if "area_malformed" not in kinds:
+        faults += _area_disagreement(annotation.get("area"), measured[4])
+    if not kinds & {"box_malformed", "box_outside"}:
+        faults += _box_disagreement(annotation["bbox"], measured[:4])
     return faults, measured
 
 
@@ -99,24 +117,29 @@ def _box_faults(box: object, row: ImageRow) -> list[tuple[str, str, str, str]]:
 
 
 def _flag_faults(annotation: dict) -> list[tuple[str, str, str, str]]:
+    faults = []
     if annotation.get("iscrowd", 0) not in (0, 1):
-        return [("error", "annotation_malformed", "iscrowd is neither 0 nor 1", "correct it")]
+        faults.append(("error", "annotation_malformed", "iscrowd is neither 0 nor 1", "correct it"))
     if not is_number(annotation.get("area", 0)):
-        return [("error", "annotation_malformed", "area is no number", "give it in pixels")]
+        message = f"area is {repr(annotation['area'])[:60]}, no number"
+        faults.append(
+            ("error", "area_malformed", message, "give it in pixels, or take it from the mask (--repair)")
+        )
+    return faults
+
+
+def _area_disagreement(area: float | None, measured: float) -> list[tuple[str, str, str, str]]:
+    remedy = "take it from the mask (--repair)"
+    if area is None:
+        return [("warning", "area_missing", "has no area", remedy)]
+    off = abs(area - measured)
+    if area < 0 or (off > AREA_SHARE * area and off > AREA_PX):
+        return [("warning", "area_disagrees", f"area is {area}, its mask covers {measured:.0f} px", remedy)]
     return []
 
 
-def _disagreements(annotation: dict, measured: list[float]) -> list[tuple[str, str, str, str]]:
-    faults = []
-    area, box = annotation.get("area"), annotation["bbox"]
-    if area is None:
-        faults.append(("warning", "area_missing", "has no area", "take it from the mask (--repair)"))
-    else:
-        off = abs(area - measured[4])
-        if area < 0 or (off > AREA_SHARE * area and off > AREA_PX):
-            message = f"area is {area}, its mask covers {measured[4]:.0f} px"
-            faults.append(("warning", "area_disagrees", message, "take it from the mask (--repair)"))
-    if max(abs(one - other) for one, other in zip(box, measured, strict=False)) > BBOX_PX:
-        message = f"bbox is {box}, its mask's is {measured[:4]}"
-        faults.append(("warning", "bbox_disagrees", message, "take it from the mask (--repair)"))
-    return faults
+def _box_disagreement(box: list[float], measured: list[float]) -> list[tuple[str, str, str, str]]:
+    if max(abs(one - other) for one, other in zip(box, measured, strict=True)) <= BBOX_PX:
+        return []
+    message = f"bbox is {box}, its mask's is {measured}"
+    return [("warning", "bbox_disagrees", message, "take it from the mask (--repair)")]

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,16 @@ EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 CONTAINED = {"MPO": "JPEG"}
 # 179 megapixels: what Pillow holds for an attack; a decoded RGB image of this size takes half a gigabyte.
 MAX_PIXELS = 178_956_970
+# What is told from its first bytes, so that no further decoder is let near files from elsewhere.
+OTHER_FORMATS = {
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM.{12}[\x0c-\x7c]\0\0\0", re.DOTALL),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIC": re.compile(rb"....ftyp(hei[cxms]|mif1|msf1)", re.DOTALL),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+}
 # The EXIF orientations that are not "as stored"; from 5 on they swap width and height.
 TURNED = range(2, 9)
 SWAPPED = range(5, 9)
@@ -79,14 +90,11 @@ def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFi
 
 def leads_out(file_name: str) -> bool:
     """Return whether a file_name of the source is anything but a path inside the image folder."""
-    path = PurePosixPath(file_name.replace("\\", "/"))
-    return (
-        path.is_absolute()
-        or ".." in path.parts
-        or "\0" in file_name
-        or not path.parts
-        or ":" in path.parts[0]
-    )
+    plain = file_name.replace("\\", "/")
+    path = PurePosixPath(plain)
+    # A drive of Windows, or what fsspec takes for another place; 12:30.jpg is a name like any other.
+    elsewhere = re.match("[A-Za-z]:(/|$)", plain) or "://" in plain or "::" in plain
+    return bool(path.is_absolute() or ".." in path.parts or "\0" in plain or not path.parts or elsewhere)
 
 
 def _extension(file_name: str) -> str:
@@ -124,10 +132,21 @@ def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Faul
             faults = _header_faults(image, row, max_pixels) or _pixel_faults(image, content)
             return [*faults, *_turn_faults(_orientation(image))]
     except UnidentifiedImageError:
+        form = _other_format(content)
+        if form is not None:
+            return [("error", "image_format", f"is a {form} file by its content", "convert it")]
         what = "is no JPEG or PNG, whatever its name" if content else "is empty"
         return [("error", "image_truncated", what, RESTORE)]
     except DAMAGE as error:
+        if "MAX_TEXT" in str(error):
+            # Pillow's own limits on the texts in a PNG; the file is whole.
+            message = "holds more text beside its pixels than is read"
+            return [("error", "image_format", message, "convert it, without its texts")]
         return [("error", "image_truncated", f"cannot be decoded ({error})", RESTORE)]
+
+
+def _other_format(content: bytes) -> str | None:
+    return next((form for form, begins in OTHER_FORMATS.items() if begins.match(content)), None)
 
 
 @contextmanager

@@ -59,6 +59,22 @@ class LocalFolder:
         """Yield the size of each file."""
         return map(self.size, names)
 
+    def changed_since(self, names: Iterable[str], folder: "LocalFolder", mark: str) -> bool:
+        """Return whether a file was written to or put there since the time of another folder's file."""
+        since = os.stat(folder.path / mark).st_mtime_ns
+        return any(self._changed_ns(name) > since for name in names)
+
+    def _changed_ns(self, name: str) -> int:
+        # Not the time of its content: a file that is restored from a copy has one of long ago.
+        try:
+            return os.stat(os.path.join(self.path, name)).st_ctime_ns
+        except (OSError, ValueError):
+            return -1
+
+    def date(self, name: str, time_ns: int) -> None:
+        """Give a file the time (since 1970) that its content is true of."""
+        os.utime(self.path / name, ns=(time_ns, time_ns))
+
     def open(self, name: str) -> IO[bytes]:
         """Return a file to read and seek in."""
         return open(self.path / name, "rb")

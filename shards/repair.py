@@ -6,7 +6,7 @@ from shards.findings import Finding
 from shards.source import ImageRow
 
 BOX_FROM_MASK = {"box_malformed", "box_outside", "box_zero_size", "bbox_disagrees"}
-AREA_FROM_MASK = {"area_disagrees", "area_missing"}
+AREA_FROM_MASK = {"area_malformed", "area_disagrees", "area_missing"}
 DROPPED = "annotation dropped"
 
 
@@ -30,7 +30,10 @@ def repaired(
         done["box_past_edge"] = f"bbox clipped to {mended['bbox']}"
     if kinds & BOX_FROM_MASK:
         mended["bbox"] = measured[:4]
-        done |= dict.fromkeys(BOX_FROM_MASK, f"bbox taken from the mask: {mended['bbox']}")
+        # That of a clipped box as well: what was done is what is in the shard.
+        done |= dict.fromkeys(
+            BOX_FROM_MASK | {"box_past_edge"}, f"bbox taken from the mask: {mended['bbox']}"
+        )
     if kinds & AREA_FROM_MASK:
         mended["area"] = measured[4]
         done |= dict.fromkeys(AREA_FROM_MASK, f"area taken from the mask: {mended['area']:.0f}")

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import marshal
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,16 @@ from shards.remote import read_file, shown
 
 MAX_IMAGE_ID = 10**12 - 1
 MAX_NUMBER = 1e12
+GZIP = b"\x1f\x8b"
 # Far beyond COCO's 4 levels, far below where Python's JSON gives up, on whatever stack a reader stands.
 MAX_DEPTH = 100
+NOT_FINITE = "NaN or infinity"
+TOO_DEEP = f"lists or objects nested deeper than {MAX_DEPTH} levels"
 REPEATED = "entry dropped: it repeats the first one word for word"
+UNCLEAR = (
+    "is listed twice, as different images: which one its annotations belong to is unclear",
+    "give each image its own id",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ def _read(path: str | Path, file: str) -> Source:
     images, annotations, categories = _parts(tree, file)
     findings: list[Finding] = []
     seats = _unique_images(images, file, findings)
+    findings += _shared_files(seats, file) + _shared_names(categories, file)
     grouped = _group(annotations, seats, {category["id"] for category in categories}, file, findings)
     rows = [
         ImageRow(
@@ -117,11 +126,11 @@ def _load(path: str | Path, file: str) -> tuple[dict, str]:
     try:
         content = read_file(path)
     except OSError as error:
-        raise BadInput(
-            f"{file}: cannot be read ({error.strerror or error}); give a COCO annotation file"
-        ) from None
+        raise BadInput(f"{file}: cannot be read ({_reason(error)}); give a COCO annotation file") from None
     except MemoryError:
         raise BadInput(f"{file}: does not fit into memory; cut it into several data sets") from None
+    if content.startswith(GZIP):
+        raise BadInput(f"{file}: is compressed by gzip; unpack it (gunzip)")
     try:
         tree = json.loads(content, object_pairs_hook=_object)
     except BadInput as error:
@@ -131,10 +140,17 @@ def _load(path: str | Path, file: str) -> tuple[dict, str]:
     except MemoryError:
         raise BadInput(f"{file}: does not fit into memory; cut it into several data sets") from None
     except ValueError as error:
-        raise BadInput(f"{file}: is not JSON ({error}); give a COCO annotation file") from None
+        # Python adds advice to programmers behind a semicolon.
+        reason = str(error).partition(";")[0]
+        raise BadInput(f"{file}: is not JSON ({reason}); give a COCO annotation file") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{file}: holds no JSON object; COCO has one with images, annotations, categories")
     return tree, hashlib.sha256(content).hexdigest()
+
+
+def _reason(error: OSError) -> str:
+    # Drivers of URLs give no reason but the URL, which the message has already.
+    return error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else str(error))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
@@ -167,29 +183,70 @@ def _check_categories(categories: list, file: str) -> None:
         named = isinstance(category, dict) and isinstance(category.get("name"), str)
         if not named or type(category.get("id")) is not int or abs(category["id"]) > MAX_IMAGE_ID:
             raise BadInput(f"{file}: category number {place} lacks a whole-number id or a name; add it")
-        if encoded_or_none(category) is None:
-            raise BadInput(
-                f"{file}: category {category['id']} holds NaN, infinity or too deep a tree; remove it"
-            )
+        for name, what in unfit_fields(category).items():
+            raise BadInput(f"{file}: category {category['id']}: {name!r:.40} holds {what}; remove it")
     twice = [key for key, count in Counter(category["id"] for category in categories).items() if count > 1]
     if twice:
         raise BadInput(f"{file}: category id {twice[0]} is used twice; give each category its own id")
 
 
 def _unique_images(images: list, file: str, findings: list[Finding]) -> dict[int, dict]:
+    ids = [_image_id(image) for image in images]
+    unclear = _unclear_ids(images, ids)
     seats: dict[int, dict] = {}
-    for place, image in enumerate(images):
+    for place, (image, image_id) in enumerate(zip(images, ids, strict=True)):
         fault, repair = _image_fault(image, place), None
-        image_id = image.get("id") if isinstance(image, dict) and type(image.get("id")) is int else None
-        if fault is None and image_id in seats:
+        if fault is None and image_id in unclear:
+            fault = ("duplicate_image_id", *UNCLEAR)
+        elif fault is None and image_id in seats:
             fault = ("duplicate_image_id", "is listed twice", "give each image its own id")
-            repair = REPEATED if _same(image, seats[image_id]) else None
+            repair = REPEATED
         if fault is not None:
             kind, message, remedy = fault
             findings.append(Finding("error", kind, file, message, remedy, image_id, repair=repair))
         else:
             seats[image_id] = image
     return seats
+
+
+def _shared_files(seats: dict[int, dict], file: str) -> list[Finding]:
+    """Return a warning for each image whose file another image of a smaller id has too."""
+    first: dict[str, int] = {}
+    findings = []
+    for image_id in sorted(seats):
+        name = posixpath.normpath(seats[image_id]["file_name"])
+        other = first.setdefault(name, image_id)
+        if other != image_id:
+            message = f"has the file of image {other}, {name[:80]!r}"
+            remedy = "leave one, with the annotations of both"
+            findings.append(Finding("warning", "image_file_shared", file, message, remedy, image_id))
+    return findings
+
+
+def _shared_names(categories: list[dict], file: str) -> list[Finding]:
+    first: dict[str, int] = {}
+    findings = []
+    for category in categories:
+        other = first.setdefault(category["name"], category["id"])
+        if other != category["id"]:
+            message = f"category {category['id']} has the name of category {other}, {category['name'][:40]!r}"
+            remedy = "merge them, unless they are different things"
+            findings.append(Finding("warning", "category_name_shared", file, message, remedy))
+    return findings
+
+
+def _image_id(image: Any) -> int | None:
+    return image["id"] if isinstance(image, dict) and type(image.get("id")) is int else None
+
+
+def _unclear_ids(images: list, ids: list[int | None]) -> set[int]:
+    """Return the ids that entries of different content share: their annotations may belong to any of them."""
+    first: dict[int, dict] = {}
+    unclear = set()
+    for image, image_id in zip(images, ids, strict=True):
+        if image_id is not None and not _same(image, first.setdefault(image_id, image)):
+            unclear.add(image_id)
+    return unclear
 
 
 def _image_fault(image: Any, place: int) -> tuple[str, str, str] | None:
@@ -217,7 +274,7 @@ def _group(
 ) -> dict[int, list[dict]]:
     grouped: dict[int, list[dict]] = {image_id: [] for image_id in seats}
     # An annotation of an image that was itself refused is not a second fault, but is still lost: say so.
-    refused = {finding.image_id for finding in findings} - set(seats)
+    refused = {finding.image_id for finding in findings if finding.image_id is not None} - set(seats)
     seen: set[int] = set()
     for place, annotation in enumerate(annotations):
         fault = _annotation_fault(annotation, place, seats, categories, seen, refused)
@@ -277,6 +334,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _same(one: dict, other: dict) -> bool:
+    if one is other:
+        return True
     encoded = encoded_or_none(one)
     return encoded is not None and encoded == encoded_or_none(other)
 
@@ -290,6 +349,16 @@ def encoded_or_none(tree: object) -> bytes | None:
     # Counting brackets is cheap, and so few cannot nest too deep.
     brackets = encoded.count(b"[") + encoded.count(b"{")
     return None if brackets > MAX_DEPTH and _too_deep(tree) else encoded
+
+
+def unfit_fields(tree: dict) -> dict[str, str]:
+    """Return what each field holds that makes `encoded_or_none` give None: NOT_FINITE or TOO_DEEP."""
+    fields = {name: {name: value} for name, value in tree.items()}
+    return {
+        name: TOO_DEEP if _too_deep(field) else NOT_FINITE
+        for name, field in fields.items()
+        if encoded_or_none(field) is None
+    }
 
 
 def _too_deep(tree: object) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,12 +91,14 @@ class RemoteStore:
     """The files behind a URL; the methods are those of `LocalStore`.
 
     Shards are downloaded whole into the cache, and opened for each read: then what is evicted is gone, and
-    the cap of the cache is one of the disk.
+    the cap of the cache is one of the disk. A shard that is damaged behind its URL is read as it is: the
+    checksum of each sample tells which ones are damaged.
     """
 
     def __init__(self, place: str, cache: Cache):
         check_url(place)
         self.place, self.cache = place.rstrip("/"), cache
+        self._opened = time.time()
 
     def name(self, file: str) -> str:
         return shown(self._url_of(file))
@@ -117,8 +120,11 @@ class RemoteStore:
         return open(self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"]), "rb")
 
     def forget(self, shard: dict) -> None:
-        """Remove a shard from the cache: its copy has been damaged there."""
-        self.cache.forget(shard["sha256"])
+        """Remove a shard from the cache: its copy has been damaged there, or came so to an earlier store.
+
+        One that came damaged to this store stays: it was fetched twice, and would be again for each sample.
+        """
+        self.cache.forget(shard["sha256"], before=self._opened)
 
     def _url_of(self, file: str) -> str:
         return f"{self.place}/{file}"

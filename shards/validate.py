@@ -10,7 +10,7 @@ from shards.check_annotation import check_annotation
 from shards.check_image import ImageFile, check_image
 from shards.errors import BadInput
 from shards.files import encode_json
-from shards.findings import Finding
+from shards.findings import ACTION, Finding
 from shards.folder import Folder, LocalFolder
 from shards.pool import Spread
 from shards.source import ImageRow, Source
@@ -80,8 +80,8 @@ def _chunks(rows: list[ImageRow]) -> Iterator[list[ImageRow]]:
 
 
 def _settled(finding: Finding, repair: bool) -> Finding:
-    """An entry that is broken as such: it is already left out, and the finding says by which right."""
-    return replace(finding, action=finding.repair if repair and finding.repair else "refused")
+    """Say by which right an entry that is broken as such was left out already."""
+    return replace(finding, action=finding.repair if repair and finding.repair else ACTION[finding.severity])
 
 
 def _check_rows(
@@ -121,14 +121,32 @@ def _check_rows(
 def _check_annotations(
     row: ImageRow, file: str, repair: bool, skip: bool
 ) -> tuple[list[bytes], list[Finding]]:
-    kept, findings = [], []
+    kept, findings, sound = [], [], []
     for annotation in row.annotations:
         encoded, found = check_annotation(annotation, row, file, repair)
         findings += found
         refused = any(finding.action == "refused" for finding in found)
         if encoded is not None and not (skip and refused):
             kept.append(encoded)
-    return kept, findings
+            sound.append(annotation)
+    return kept, [*findings, *_repeats(sound, row.image_id, file)]
+
+
+def _repeats(annotations: list[dict], image_id: int, file: str) -> list[Finding]:
+    """Return a warning for each annotation that is another one of the image but for its id."""
+    alike: dict[str, list[dict]] = {}
+    findings = []
+    for annotation in annotations:
+        # Few share a box; comparing those is cheap, and encoding every annotation once more is not.
+        others = alike.setdefault(repr(annotation.get("bbox")), [])
+        same = next((one for one in others if {**one, "id": 0} == {**annotation, "id": 0}), None)
+        others.append(annotation)
+        if same is not None:
+            message = f"repeats annotation {same['id']} under another id"
+            remedy = "remove one: it is counted twice"
+            ids = (image_id, annotation["id"])
+            findings.append(Finding("warning", "annotation_repeated", file, message, remedy, *ids))
+    return findings
 
 
 def _record(row: ImageRow, image: ImageFile, annotations: list[bytes]) -> Record:

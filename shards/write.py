@@ -3,18 +3,20 @@
 import hashlib
 import json
 import re
+import time
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.check_image import MAX_PIXELS, leads_out
+from shards.check_image import MAX_PIXELS, check_image, leads_out
 from shards.errors import BadInput
 from shards.files import encode_json
 from shards.findings import Refused, refuse_errors, report_of
-from shards.folder import Folder, folder_at
+from shards.folder import Folder, LocalFolder, folder_at
 from shards.index import DESCRIPTION, FORMAT, index_name, is_intact, sealed
 from shards.pool import Spread, processes
+from shards.remote import shown
 from shards.source import Source, read_source
 from shards.source_images import note_images
 from shards.tars import plan_shards, write_shard
@@ -22,6 +24,7 @@ from shards.validate import Record, useful_workers, validate
 
 PROGRESS = "progress.json"
 REPORT = "report.json"
+WEB = ("http://", "https://")
 
 
 def write_shards(
@@ -40,7 +43,8 @@ def write_shards(
     """Return the content of OUT/dataset.json, after writing the shards, their indexes and report.json.
 
     Validates everything first and writes report.json, also when it refuses. Bytes do not depend on the
-    number of workers. Killed and called again it goes on; finished, it returns at once. A second writer of
+    number of workers. Killed and called again it goes on; finished, it returns at once unless an image was
+    written since: then all is validated again, and the shards that differ are written. A second writer of
     `out` is refused where `out` is a local folder; object stores have no locks.
 
     Args:
@@ -60,27 +64,37 @@ def write_shards(
     """
     _check_arguments(workers, on_bad, max_pixels, shard_size_mb)
     target, originals = folder_at(out), folder_at(images)
-    if not originals.exists():
-        raise BadInput(f"{originals}: is no folder; give the folder of the images")
+    _check_writable(out)
+    _check_folder(originals)
     source = read_source(annotations)
-    identity = {
+    options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
+    identity = _identity(source, originals, options, shard_size_mb, name)
+    _make_folder(target)
+    with target.locked():
+        began = time.time_ns()
+        finished = _begun(target, identity)
+        if finished is not None and not _images_changed(source, originals, target, max_pixels):
+            return finished
+        with spreading or processes(min(workers, useful_workers(len(source.rows)))) as spread:
+            records = _validated(source, originals, target, options, spread)
+            description = _write_all(source, records, originals, target, identity, spread)
+        if finished is not None:
+            _remove_others(target, finished, description)
+        if isinstance(target, LocalFolder):
+            target.date(DESCRIPTION, began)
+        return description
+
+
+def _identity(
+    source: Source, originals: Folder, options: dict[str, Any], shard_size_mb: int, name: str | None
+) -> dict[str, Any]:
+    return {
         "annotations_sha256": source.sha256,
         "image_sizes_sha256": _hash_image_sizes(source, originals),
-        "on_bad": on_bad,
-        "repair": repair,
-        "max_pixels": max_pixels,
+        **options,
         "shard_size_mb": shard_size_mb,
         "name": _shard_name(PurePosixPath(source.file).stem if name is None else name),
     }
-    _make_folder(target)
-    with target.locked():
-        finished = _begun(target, identity)
-        if finished is not None:
-            return finished
-        options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
-        with spreading or processes(min(workers, useful_workers(len(source.rows)))) as spread:
-            records = _validated(source, originals, target, options, spread)
-            return _write_all(source, records, originals, target, identity, spread)
 
 
 def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: int) -> None:
@@ -90,6 +104,22 @@ def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: 
     for name, number in numbers.items():
         if number < 1:
             raise BadInput(f"{name} is {number}; give at least 1")
+
+
+def _check_folder(images: Folder) -> None:
+    if images.exists():
+        return
+    if str(images).startswith(WEB):
+        raise BadInput(
+            f"{images}: is no folder, or its server lists none; names and sizes are read from such a list: "
+            "give a folder of a server that lists its files, or download the images"
+        )
+    raise BadInput(f"{images}: is no folder; give the folder of the images")
+
+
+def _check_writable(out: str | Path) -> None:
+    if str(out).startswith(WEB):
+        raise BadInput(f"{shown(out)}: cannot be written to over HTTP; choose a folder or a store as --out")
 
 
 def _make_folder(out: Folder) -> None:
@@ -147,6 +177,36 @@ def _holds(out: Folder, shard: dict) -> bool:
     index = index_name(shard["name"])
     whole = out.has(index) and hashlib.sha256(out.read(index)).hexdigest() == shard["index_sha256"]
     return whole and out.holds(shard["name"], shard["bytes"], shard["sha256"])
+
+
+def _images_changed(source: Source, images: Folder, out: Folder, max_pixels: int) -> bool:
+    """Return whether finished shards may be of other images than those there now, of the same sizes.
+
+    Their times tell, where both are local; they are compared with that of dataset.json, in which they cannot
+    be written: the same images give the same bytes. Else only the images that were found bad are looked at.
+    """
+    rows = [row for row in source.rows if not leads_out(row.file_name)]
+    if isinstance(images, LocalFolder) and isinstance(out, LocalFolder):
+        return images.changed_since((row.file_name for row in rows), out, DESCRIPTION)
+    bad = _refused_images(out)
+    return any(check_image(row, images, max_pixels)[0] for row in rows if row.image_id in bad)
+
+
+def _refused_images(out: Folder) -> set[int]:
+    found = _json_of(out, REPORT).get("findings", ())
+    return {
+        one["image_id"]
+        for one in found
+        if one["severity"] == "error" and one["annotation_id"] is None and one["kind"].startswith("image_")
+    }
+
+
+def _remove_others(out: Folder, before: dict, now: dict) -> None:
+    """Remove the shards of an earlier description that the present one has no more."""
+    names = {shard["name"] for shard in now["shards"]}
+    for gone in {shard["name"] for shard in before["shards"]} - names:
+        out.remove(index_name(gone))
+        out.remove(gone)
 
 
 def _json_of(out: Folder, name: str) -> dict:

@@ -14,6 +14,14 @@
 
 #include "geometry.h"
 
+#define MRRCNN_TEXT_OF(name) #name
+#define MRRCNN_TEXT(name) MRRCNN_TEXT_OF(name)
+
+// The digest of the sources that this library was built from; ops/backend.py compares it with what lies beside it.
+extern "C" __attribute__((visibility("default"), used)) inline const char* mrrcnn_sources() {
+  return MRRCNN_TEXT(MRRCNN_SOURCES);
+}
+
 namespace mrrcnn {
 
 using Gradients = std::tuple<std::vector<torch::stable::Tensor>, torch::stable::Tensor>;
@@ -65,7 +73,7 @@ struct Arguments {
     for (const Tensor& f : features) check_feature(f);
     STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, "sa_roi_align: rois must be [K, 5]");
     STD_TORCH_CHECK(same_device(rois), "sa_roi_align: rois and features are on different devices");
-    STD_TORCH_CHECK(pooled_h > 0 && pooled_w > 0, "sa_roi_align: the output size must be positive");
+    check_settings();
     STD_TORCH_CHECK(level || features.size() == 1, "sa_roi_align: several feature maps need a level per RoI");
     if (level) {
       STD_TORCH_CHECK(level->dim() == 1 && level->size(0) == rois.size(0) &&
@@ -76,7 +84,20 @@ struct Arguments {
       STD_TORCH_CHECK(prob->dim() == 3 && prob->size(0) == rois.size(0) && prob->size(1) > 0 && prob->size(2) > 0 &&
                           same_device(*prob),
                       "sa_roi_align: prob must be [K, Hp, Wp] on the features' device");
+      STD_TORCH_CHECK(fits_int(prob->size(1), prob->size(2)), "sa_roi_align: a mask has more than 2^31 elements");
     }
+  }
+
+  // The kernels count within a map, a mask and a RoI's output with 32 bits.
+  static bool fits_int(int64_t a, int64_t b) { return b == 0 || a <= INT32_MAX / b; }
+
+  void check_settings() const {
+    STD_TORCH_CHECK(pooled_h > 0 && pooled_w > 0 && pooled_h <= INT16_MAX && pooled_w <= INT16_MAX,
+                    "sa_roi_align: the output size must be 1 to 32767 bins a side");
+    STD_TORCH_CHECK(fits_int(features[0].size(1), pooled_h * pooled_w),
+                    "sa_roi_align: one RoI's output has more than 2^31 elements");
+    STD_TORCH_CHECK(sampling_ratio <= kMaxAdaptiveGrid, "sa_roi_align: sampling_ratio must be at most 4096");
+    STD_TORCH_CHECK(prob_mode == 0 || prob_mode == 1, "sa_roi_align: prob_mode must be 0 or 1");
   }
 
   void check_feature(const Tensor& f) const {
@@ -89,7 +110,7 @@ struct Arguments {
     STD_TORCH_CHECK(f.size(0) == first.size(0) && f.size(1) == first.size(1) && type == first.scalar_type() &&
                         same_device(f),
                     "sa_roi_align: feature maps differ in N, C, dtype or device");
-    STD_TORCH_CHECK(f.size(1) * f.size(2) * f.size(3) <= INT32_MAX,
+    STD_TORCH_CHECK(fits_int(f.size(2), f.size(3)) && fits_int(f.size(1), f.size(2) * f.size(3)),
                     "sa_roi_align: one image's feature map has more than 2^31 elements");
   }
 

@@ -76,29 +76,33 @@ MRRCNN_SHARED bool place_axis(T begin, T end, T scale, int bins, const Settings&
   return true;
 }
 
-// The tap of sample `index`, counted over all bins, on a feature axis of `size` pixels.
+// The tap at `position`, clamped onto an axis of `size` cells.
 template <class T>
-MRRCNN_SHARED Tap<T> feature_tap(const Axis<T>& axis, int index, int size) {
-  const int bin = index / axis.samples;
-  const T within = (T(index - bin * axis.samples) + T(0.5)) * axis.bin_size / T(axis.samples);
-  T position = axis.start + product(T(bin), axis.bin_size) + within;
-  if (!(position >= T(-1) && position <= T(size))) return {0, 0, T(0), T(0), false};
-  position = position < T(0) ? T(0) : position > T(size - 1) ? T(size - 1) : position;
-  const int low = static_cast<int>(position);
+MRRCNN_SHARED Tap<T> clamped_tap(T position, int size) {
+  const T last = T(size - 1);
+  position = position < T(0) ? T(0) : position > last ? last : position;
+  // Not the integer part of `last`: beyond 2^24 a float may be rounded up to `size`, which lies behind the axis.
+  const int low = position < last ? static_cast<int>(position) : size - 1;
   const int high = low + 1 < size ? low + 1 : size - 1;
   const T fraction = position - T(low);
   return {low, high, T(1) - fraction, fraction, true};
 }
 
+// The tap of sample `index`, counted over all bins, on a feature axis of `size` pixels.
+template <class T>
+MRRCNN_SHARED Tap<T> feature_tap(const Axis<T>& axis, int index, int size) {
+  const int bin = index / axis.samples;
+  const T within = (T(index - bin * axis.samples) + T(0.5)) * axis.bin_size / T(axis.samples);
+  const T position = axis.start + product(T(bin), axis.bin_size) + within;
+  if (!(position >= T(-1) && position <= T(size))) return {0, 0, T(0), T(0), false};
+  return clamped_tap(position, size);
+}
+
 // The tap of sample `index` of `count` on a mask axis of `size` cells: independent of the box.
 template <class T>
 MRRCNN_SHARED Tap<T> mask_tap(int index, int count, int size, bool half_pixel) {
-  T position = product((T(index) + T(0.5)) / T(count), T(size)) - (half_pixel ? T(0.5) : T(0));
-  position = position < T(0) ? T(0) : position > T(size - 1) ? T(size - 1) : position;
-  const int low = static_cast<int>(position);
-  const int high = low + 1 < size ? low + 1 : size - 1;
-  const T fraction = position - T(low);
-  return {low, high, T(1) - fraction, fraction, true};
+  const T position = product((T(index) + T(0.5)) / T(count), T(size)) - (half_pixel ? T(0.5) : T(0));
+  return clamped_tap(position, size);
 }
 
 // The mask's value at a sample.

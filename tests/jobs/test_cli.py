@@ -85,6 +85,7 @@ def test_every_option_of_every_verb_is_explained_with_its_default(capsys, verb):
         (["submit", "CONFIG", "--run-dir", "runs/x"], "--run-dir=runs/x: is relative"),
         (["synth", "OUT", "--images", "0"], "images is 0"),
         (["shard", "--images", "OUT", "--annotations", "no.json", "--out", "OUT"], "no folder"),
+        (["shard", "--images", "OUT", "--annotations", "no.json", "--out", "memory://x"], "is gone when the"),
         (["inspect", "OUT"], "OUT"),
         (["evaluate", "no.safetensors", "--shards", "OUT", "--out", "OUT"], "no.safetensors"),
         (["predict", "no.safetensors", "no.jpg", "--out", "OUT"], "no.jpg"),

@@ -27,7 +27,7 @@ from shards.read import ShardDataset
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sentinel-of-mlflow"
 # Seconds that nothing here should take, on a machine that has other work as well.
-PATIENCE_S = 240
+PATIENCE_S = 600
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -126,8 +126,7 @@ def test_a_lost_node_a_node_that_comes_back_and_a_stopped_job(cluster, tiny, tmp
         cluster.kill(1)
         wait_until(lambda: last_rank(samples) == 0, process, output)
         cluster.start(1)
-        wait_until(lambda: two() and output().count("starting 2 of 2") == 2, process, output)
-        wait_until(lambda: output().count("resumed from") == 2, process, output)
+        wait_until(lambda: two() and output().count("resumed from") == 2, process, output)
         os.killpg(process.pid, signal.SIGINT)
         wait_until(lambda: "[y/N]" in output(), process, output)
         keyboard("y\n")

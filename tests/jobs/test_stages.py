@@ -15,83 +15,12 @@ from jobs.ledger import Ledger
 from jobs.stages import run_pipeline
 from pipeline.lease import LeaseHeld, acquire
 from shards.errors import BadInput
-
-ALL = ["shard", "baseline", "refine", "control", "evaluate", "report"]
-
-
-class SilentTracker:
-    """A tracker that tells nobody."""
-
-    def state(self):
-        return {"uri": "sqlite:////nowhere.db", "runs": {}}
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
+from tests.jobs.stage_bench import ALL, Bench, SilentTracker
 
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     return Bench(tmp_path, monkeypatch)
-
-
-class Bench:
-    """A run directory whose stages only write their output's name and content, and are counted."""
-
-    def __init__(self, folder: Path, monkeypatch):
-        self.run_dir, self.did, self.broken = folder / "run", [], {}
-        for name in ("train.json", "val.json"):
-            (folder / name).write_text("{}")
-        self.tree = {
-            "data": {
-                split: {"images": str(folder), "annotations": str(folder / f"{split}.json")}
-                for split in ("train", "val")
-            },
-            "model": {"norm": "group"},
-            "train": {"baseline": {"batch": 4}, "refine": {"batch": 8}},
-        }
-        monkeypatch.setattr(jobs.stages, "STAGES", {stage: self.stage(stage) for stage in ALL})
-        monkeypatch.setattr(jobs.stages, "tracking", self.tracking)
-        monkeypatch.setattr(jobs.inputs, "dataset_hash", lambda place, _: f"hash of {Path(place).name}")
-
-    def stage(self, name):
-        def work(run):
-            self.did.append(name)
-            if name in ("baseline", "refine", "control"):
-                self.write(f"{name}/checkpoints/step-000000001/state.json", "{}")
-            if name in self.broken:
-                raise self.broken[name]
-            if name in ("baseline", "refine", "control"):
-                self.write(f"{name}/weights.safetensors", name)
-            if name == "evaluate":
-                for network in ("baseline", "control", "refined"):
-                    self.write(f"evaluate/{network}/metrics.json", "{}")
-
-        return work
-
-    def write(self, name, text):
-        path = self.run_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    @staticmethod
-    @contextmanager
-    def tracking(*_):
-        yield SilentTracker()
-
-    def run(self, redo=None, workers=2, stages=None, lender=None, **changes):
-        """Run with `section__key=value` changes of the config; return the stages that were done."""
-        tree = json.loads(json.dumps(self.tree))
-        for key, value in changes.items():
-            *parents, leaf = key.split("__")
-            section = tree
-            for parent in parents:
-                section = section.setdefault(parent, {})
-            section[leaf] = value
-        self.did = []
-        run_pipeline(
-            parse_config(tree), self.run_dir, workers=workers, redo=redo, stages=stages, lender=lender
-        )
-        return self.did
 
 
 def test_stages_run_in_order_once(bench):
@@ -389,37 +318,3 @@ def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(benc
     monkeypatch.setattr(jobs.stages, "tracking", tracking)
     assert bench.run() == []
     assert noted == [(stage, True) for stage in ALL]
-
-
-def test_only_the_stages_asked_for_run(bench):
-    assert bench.run(stages=("shard", "baseline")) == ["shard", "baseline"]
-    assert bench.run() == ALL[2:]
-
-
-def test_a_lenders_finished_stage_is_a_link_and_never_deleted_by_the_borrower(bench):
-    bench.run()
-    lender, bench.run_dir = bench.run_dir, bench.run_dir.with_name("borrower")
-    stages = ("shard", "baseline", "refine")
-    assert bench.run(stages=stages, lender=lender, refine__iou=0.6) == ["shard", "refine"]
-    assert (bench.run_dir / "baseline").resolve() == (lender / "baseline").resolve()
-    assert Ledger.load(bench.run_dir).outputs("baseline") == Ledger.load(lender).outputs("baseline")
-    assert bench.run(stages=stages, lender=lender, refine__iou=0.6) == []
-    assert "baseline" in bench.run(stages=stages, redo="baseline", refine__iou=0.6)
-    assert (lender / "baseline" / "weights.safetensors").read_text() == "baseline"
-    assert not (bench.run_dir / "baseline").is_symlink()
-
-
-def test_a_stage_of_other_inputs_is_not_borrowed(bench):
-    bench.run()
-    lender, bench.run_dir = bench.run_dir, bench.run_dir.with_name("borrower")
-    assert bench.run(stages=("shard", "baseline"), lender=lender, seed=1) == ["shard", "baseline"]
-
-
-def test_how_often_training_is_evaluated_may_change_but_what_may_stop_it_may_not(bench):
-    bench.run()
-    assert bench.run(train__refine__eval_every=5) == []
-    with pytest.raises(BadInput, match=r"stage refine .*patience was"):
-        bench.run(train__refine__eval_every=5, train__refine__patience=2)
-    bench.run(redo="refine", train__refine__eval_every=5, train__refine__patience=2)
-    with pytest.raises(BadInput, match=r"stage refine .*early stopping by test was content"):
-        bench.run(train__refine__eval_every=5, train__refine__patience=2, test__alpha=2.0)

@@ -67,6 +67,25 @@ def test_a_broken_library_is_named_and_the_reference_serves(tmp_path):
     assert "_C_cpu.so does not load" in done.stderr
 
 
+@pytest.mark.skipif(not (ROOT / "ops" / "_C_cpu.so").exists(), reason="no compiled CPU library")
+@pytest.mark.parametrize(
+    ("changed", "stale"), [(None, False), ("geometry.h", True), ("cuda/turn.cuh", False)]
+)
+def test_a_library_older_than_its_sources_is_named(tmp_path, changed, stale):
+    """Its numbers may be those of a mended mistake."""
+    copy_of_ops(tmp_path)
+    shutil.copytree(ROOT / "ops" / "csrc", tmp_path / "ops" / "csrc")
+    shutil.copy(ROOT / "ops" / "_C_cpu.so", tmp_path / "ops")
+    if changed:
+        with (tmp_path / "ops" / "csrc" / changed).open("a") as file:
+            file.write("// newer\n")
+    done = run_python("-c", REPORT, cwd=tmp_path, MRRCNN_REFERENCE="0")
+    assert done.returncode == 0, done.stderr
+    assert "'backend': 'cpu'" in done.stdout
+    message = "_C_cpu.so was built from other sources than ops/csrc"
+    assert [message in done.stdout, message in done.stderr] == [changed == "geometry.h"] * 2
+
+
 def test_the_reference_passes_the_operators_tests():
     """Whoever has no compiler runs the very same operator: same numbers, gradients, checks, torch.compile."""
     files = [

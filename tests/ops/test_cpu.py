@@ -6,7 +6,7 @@ import torch
 from ops import backend_info, multiscale_sa_roi_align
 from ops.reference import HALF_PIXEL, forward
 from tests.ops.cases import awkward_boxes, boxes_inside, features, masks
-from tests.ops.test_backend import run_python
+from tests.ops.test_backend import ROOT, run_python
 
 pytestmark = pytest.mark.skipif(backend_info()["library"] is None, reason="no compiled CPU library")
 
@@ -119,3 +119,24 @@ def test_instruction_set_changes_no_bit():
     best = run_python("-c", DIGEST)
     assert plain.returncode == best.returncode == 0, plain.stderr + best.stderr
     assert plain.stdout == best.stdout
+
+
+LIMITS = {
+    "output size": {"pooled_w": 2**15},
+    "output size must be": {"pooled_h": 2**32 + 7},
+    "sampling_ratio": {"sampling_ratio": 2**32 + 2},
+    "prob_mode": {"prob_mode": 2},
+}
+
+
+@pytest.mark.parametrize("message", LIMITS)
+def test_the_kernels_refuse_what_their_integers_cannot_hold(message):
+    """Also without the checks in Python; and no message tells where the library was built."""
+    feature = torch.zeros(2, 1, 33, 47)
+    usual = {"pooled_h": 7, "pooled_w": 7, "sampling_ratio": 2, "aligned": False, "prob_mode": 0}
+    settings = {**usual, **LIMITS[message]}
+    with pytest.raises(RuntimeError, match=message) as caught:
+        torch.ops.mrrcnn.sa_roi_align(
+            [feature], rois(), None, None, [0.25], **{**settings, **LIMITS[message]}
+        )
+    assert str(ROOT) not in str(caught.value)

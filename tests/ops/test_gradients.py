@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from ops import multiscale_sa_roi_align, sa_roi_align
 from tests.ops.cases import awkward_boxes, boxes_inside, features, masks, pool_by_reference
@@ -63,6 +64,29 @@ def test_double_backward_raises():
         (gradient,) = torch.autograd.grad(out.square().sum(), one, create_graph=True)
         with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
             gradient.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_forward_mode_raises(which):
+    """torch would hand on a tangent of zeros."""
+    inputs = [features(2, 6, H, W), masks(12, 28, 28)]
+
+    def pool(one):
+        feature, mask = one if which == 0 else inputs[0], one if which == 1 else inputs[1]
+        return sa_roi_align(feature, boxes_inside(12, 2, 4 * H, 4 * W), mask, 7, 0.25)
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(pool, (inputs[which],), (inputs[which],))
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"), forward_ad.dual_level():
+        pool(forward_ad.make_dual(inputs[which], inputs[which]))
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_functional_transforms_raise(transform):
+    feature, rois = features(2, 6, H, W), boxes_inside(12, 2, 4 * H, 4 * W)
+    inputs = torch.stack([feature, feature]) if transform == "vmap" else feature
+    with pytest.raises(RuntimeError, match=r"Batching rule not implemented|functorch transforms"):
+        getattr(torch.func, transform)(lambda one: sa_roi_align(one, rois, None, 7, 0.25).sum())(inputs)
 
 
 @pytest.mark.parametrize(("need_feature", "need_mask"), [(True, False), (False, True)])

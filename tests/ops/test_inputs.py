@@ -171,6 +171,59 @@ def test_an_empty_batch():
     assert sa_roi_align(feature, [], None, 7).shape == (0, 4, 7, 7)
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_samples_off_the_map_read_nothing(pool, ratio):
+    """They weigh nothing, but 0 * NaN would be NaN: neither the first pixel nor a gradient may leak in."""
+    feature, mask = features(1, 4, H, W), masks(2, 28, 28)
+    feature[:, :, 0, 0] = NAN
+    feature.requires_grad_()
+    mask.requires_grad_()
+    boxes = torch.tensor([[0, 400.0, 400, 500, 500], [0, 40, 40, 150, 120]], dtype=torch.float64)
+    out = pool(feature, boxes, mask, 7, 0.25, ratio)
+    assert torch.equal(out[0], torch.zeros_like(out[0]))
+    assert out.isfinite().all()
+    grad = torch.ones_like(out)
+    grad[0] = INF
+    for one in torch.autograd.grad(out, (feature, mask), grad):
+        assert one.isfinite().all()
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_a_cell_of_a_mask_stays_where_it_is(pool, ratio):
+    """Bins far from a NaN keep their numbers, and so do cells far from a gradient of NaN."""
+    feature, mask = features(1, 4, H, W), masks(1, 28, 28)
+    boxes = torch.tensor([[0, 8.0, 8, 120, 90]], dtype=torch.float64)
+    mask[0, 0, 0] = NAN
+    out = pool(feature, boxes, mask.requires_grad_(), 7, 0.25, ratio)
+    assert out[..., 0, 0].isnan().all()
+    assert out[..., 1:, :].isfinite().all()
+    assert out[..., :, 1:].isfinite().all()
+    grad = torch.ones_like(out)
+    grad[..., 6, 6] = NAN
+    (got,) = torch.autograd.grad(out, mask, grad)
+    assert got[0, 27, 27].isnan()
+    assert got[0, :20].isfinite().all()
+
+
+FAR = 2**24 + 3  # float32 has no such number and rounds it up
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_end_of_a_map_too_long_for_float32(pool, dtype, upright):
+    """The last pixel is the last that is read, though float32 puts the border one further."""
+    feature = torch.zeros(1, 1, 1, FAR + 1, dtype=dtype)
+    feature[..., -1] = 3
+    box = torch.tensor([[0, 2.0**24, 0, 2.0**24 + 8, 1]])
+    if upright:
+        feature, box = feature.mT, box[:, [0, 2, 1, 4, 3]]
+    feature.requires_grad_()
+    out = pool(feature, box, None, 1, 1.0, 1)
+    assert out.item() == 3
+    (gradient,) = torch.autograd.grad(out.sum(), feature)
+    assert gradient.flatten()[-1] == gradient.sum() == 1
+
+
 @pytest.fixture
 def poisoned_memory():
     """Fresh memory is filled with NaN, so whatever is not written shows."""
@@ -191,6 +244,7 @@ def test_every_element_is_written(poisoned_memory, layout, dtype):
 
 
 F, B, P = torch.zeros(2, 4, H, W), torch.zeros(3, 5), torch.zeros(3, 28, 28)
+META = B.to("meta")
 WRONG = {
     "features must be maps": ("expected floating point", (F[0], B, P, 7), {}),
     "features are not integers": ("expected floating point", (F.long(), B, P, 7), {}),
@@ -207,6 +261,21 @@ WRONG = {
     "an output has bins": ("output_size is 0", (F, B, P, 0), {}),
     "an output has two sides": ("output_size is", (F, B, P, (7, 7, 7)), {}),
     "bins are counted": ("output_size is", (F, B, P, (7.5, 7)), {}),
+    "bins have a limit": ("output_size is", (F, B, P, 2**70), {}),
+    "a side has a limit": ("output_size is", (F, B, P, (1, 32768)), {}),
+    "there is an output size": ("output_size is None", (F, B, P, None), {}),
+    "one map is a tensor": ("features are a dict", ({"0": F}, B, P, 7), {}),
+    "features have a dtype to compute with": ("float8", (F.to(torch.float8_e4m3fn), B, P, 7), {}),
+    "masks have such a dtype": ("float8", (F, B, P.to(torch.float8_e4m3fn), 7), {}),
+    "masks are a tensor": ("masks are a list", (F, B, [P[:1], P[1:]], 7), {}),
+    "masks are no array": ("masks are a ndarray", (F, B, P.numpy(), 7), {}),
+    "there are boxes": ("boxes are a NoneType", (F, None, P, 7), {}),
+    "boxes are no array": ("boxes are a ndarray", (F, B.numpy(), P, 7), {}),
+    "a list holds tensors": ("boxes of an image are a list", (F, [[1, 2], [3, 4]], P, 7), {}),
+    "boxes of an image are where the map is": ("boxes are on meta", (F, [B[:, 1:], META[:, 1:]], P, 7), {}),
+    "boxes are where the map is": ("boxes are on meta", (F, META, P, 7), {}),
+    "there is a scale": ("spatial scales are", (F, B, P, 7, None), {}),
+    "a scale is no text": ("spatial scales are", (F, B, P, 7, "a"), {}),
     "scales are positive": ("spatial scales are", (F, B, P, 7, 0.0), {}),
     "scales are numbers": ("spatial scales are", (F, B, P, 7, NAN), {}),
     "mask modes have names": ("mask_mode is 'literal'", (F, B, P, 7), {"mask_mode": "literal"}),
@@ -224,6 +293,14 @@ def test_wrong_arguments_are_value_errors(name):
 
 WRONG_PYRAMIDS = {
     "there is a map": ("features is empty", ([], B, P, 7, []), {}),
+    "a dict is hinted at": (r"list\(features.values\(\)\)", ({"0": F}, B, P, 7, [0.25]), {}),
+    "maps come in a list": ("features are a Tensor", (F, B, P, 7, [0.25, 0.25]), {}),
+    "maps are tensors": ("features are a NoneType", ([F, None], B, P, 7, [0.25, 0.125]), {}),
+    "scales come in a list": ("spatial scales are", ([F], B, P, 7, 0.25), {}),
+    "no level is left out": ("pass levels, or", ([F, F], B, P, 7, [1 / 4, 1 / 16]), {}),
+    "the finest is first": ("pass levels, or", ([F, F], B, P, 7, [1 / 8, 1 / 4]), {}),
+    "no level comes twice": ("pass levels, or", ([F, F], B, P, 7, [1 / 8, 1 / 8]), {}),
+    "levels are a tensor": ("levels are a list", ([F, F], B, P, 7, [1 / 4, 1 / 8], [0, 1, 0]), {}),
     "a scale per map": ("2 feature maps but 1", ([F, F], B, P, 7, [0.25]), {}),
     "maps agree in channels": ("differ", ([F, F[:, :2]], B, P, 7, [0.25, 0.125]), {}),
     "maps agree in dtype": ("differ", ([F, F.double()], B, P, 7, [0.25, 0.125]), {}),
@@ -237,3 +314,10 @@ def test_wrong_pyramids_are_value_errors(name):
     message, arguments, named = WRONG_PYRAMIDS[name]
     with pytest.raises(ValueError, match=message):
         multiscale_sa_roi_align(*arguments, **named)
+
+
+def test_given_levels_allow_any_scales():
+    maps = [features(2, 4, H, W), features(2, 4, H, W)]
+    out = multiscale_sa_roi_align(maps, rois(), None, 7, [1 / 8, 1 / 3], torch.arange(12) % 2)
+    assert torch.equal(out[::2], sa_roi_align(maps[0], rois()[::2], None, 7, 1 / 8))
+    assert torch.equal(out[1::2], sa_roi_align(maps[1], rois()[1::2], None, 7, 1 / 3))

@@ -103,6 +103,18 @@ def test_compile_fullgraph_equals_eager(layout):
         torch.testing.assert_close(got, expected)
 
 
+def test_inductor_equals_eager():
+    torch._dynamo.reset()
+    results = []
+    for function in (pyramid_loss, torch.compile(pyramid_loss, fullgraph=True)):
+        first, second, rois, mask = compiled_inputs(9, torch.channels_last)
+        loss = function(first, second, rois, mask)
+        results.append([loss, *torch.autograd.grad(loss, (first, second, mask))])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+        assert got.stride() == expected.stride()
+
+
 def test_compile_serves_any_number_of_boxes_without_recompiling():
     torch._dynamo.reset()
     compiled = torch.compile(pyramid_loss, fullgraph=True, backend="aot_eager", dynamic=True)

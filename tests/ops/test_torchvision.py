@@ -5,9 +5,10 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
+from benchmarks.pooling import composition, ours
 from ops import multiscale_sa_roi_align, sa_roi_align
 from ops.sa_roi_align import assign_levels
-from tests.ops.cases import awkward_boxes, boxes_inside, features
+from tests.ops.cases import awkward_boxes, boxes_inside, features, masks
 
 H, W = 25, 34
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -55,6 +56,19 @@ def test_gradient_equals_roi_align(pool, size, ratio):
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("size", [7, 14])
+def test_equals_the_composition_of_roi_align_and_resized_masks(size):
+    """What the benchmark times as its equal: one sample a bin, times the resized mask, averaged."""
+    inputs = features(2, 3, H, W).requires_grad_(), masks(len(rois()), 28, 28).requires_grad_()
+    results = []
+    for pool in (ours, composition):
+        out = pool(inputs[0], rois(), inputs[1], size)
+        weight = features(*out.shape, seed=8)
+        results.append([out, *torch.autograd.grad((weight * out).sum(), inputs)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
 def test_list_of_boxes_is_the_tensor_of_boxes():
     feature, boxes = features(3, 4, H, W), boxes_inside(9, 3, 4 * H, 4 * W)
     boxes[:, 0] = torch.tensor([0.0, 0, 0, 0, 2, 2, 2, 2, 2])
@@ -89,6 +103,9 @@ def test_levels_are_torchvisions():
     for one in (*boxes, exact):
         assert torch.equal(assign_levels(one, SCALES), LevelMapper(2, 5)([one]))
         assert torch.equal(assign_levels(one, SCALES[1:3]), LevelMapper(3, 4)([one]))
+        for width in (799, 801):  # maps measured, as torchvision measures them before it rounds
+            measured = [side / width for side in (200, 100, 50, 25)]
+            assert torch.equal(assign_levels(one, measured), LevelMapper(2, 5)([one]))
 
 
 def test_given_levels_are_used():

@@ -118,6 +118,22 @@ def test_resuming_and_loader_workers_change_nothing(shards, workers, order):
     assert everything(shards, cfg, rank=0, world=1, start_step=4) == straight[4:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_loader_processes_send_arrives_as_it_was(shards, workers):
+    cfg = config({"loader_workers": workers})
+    samples = TrainingSamples(shards, cfg.seed, cfg.train.hflip)
+    order = sample_order(shards, cfg)
+    for batch in training_batches(shards, cfg, cfg.train.baseline, 0, 1, 0):
+        for image, target in batch:
+            expected_image, expected = samples[target["position"], order.index(target["position"])]
+            assert torch.equal(image, expected_image) and image.dtype == torch.uint8
+            assert target.keys() == expected.keys() and target["masks"] == expected["masks"]
+            for name in ("boxes", "labels"):
+                assert (
+                    torch.equal(target[name], expected[name]) and target[name].dtype == expected[name].dtype
+                )
+
+
 def test_the_order_is_the_one_of_the_config(shards):
     full, window = (sample_order(shards, config({"order": order})) for order in ("full", "window"))
     narrow = sample_order(shards, config({"order": "window", "order_window": 1}))

@@ -1,5 +1,6 @@
 """Run by torchrun in test_engine.py: a toy model through our engine; prints rank 0's weights as JSON."""
 
+import gc
 import json
 import os
 import sys
@@ -68,9 +69,11 @@ def main(stage: int, accumulate: int, folder: str, save_at: int) -> None:
     if rank == 0:
         flat = torch.cat([value.flatten() for value in engine.module.state_dict().values()])
         print("WEIGHTS", json.dumps(flat.double().tolist()), flush=True)
-    # Threads of the process group that outlive the interpreter end it with SIGABRT.
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    # Threads of the process groups that outlive the interpreter end it with SIGABRT; the engine's own
+    # groups are only gone with the engine.
+    gc.collect()
+    dist.destroy_process_group()

@@ -93,8 +93,24 @@ def test_a_file_larger_than_the_cache_is_refused_with_the_remedy(server, tmp_pat
         fetch(Cache(str(tmp_path / "small"), SIZE - 1), server, 0)
 
 
-def test_another_file_than_the_one_asked_for_is_refused_and_not_kept(cache, server, tmp_path):
+def test_a_file_that_comes_damaged_is_kept_apart_until_it_is_forgotten(cache, server, tmp_path):
     (tmp_path / "store" / "0.tar").write_bytes(content_of(1))
+    for _ in range(2):
+        assert fetch(cache, server, 0) == content_of(1)
+    assert server.asked["0.tar"] == 2 and held(cache) == {f"{sha_of(0)}.damaged"}
+    (tmp_path / "store" / "0.tar").write_bytes(content_of(0))
+    cache.forget(sha_of(0), before=time.time() - 60)
+    assert fetch(cache, server, 0) == content_of(1)
+    cache.forget(sha_of(0))
+    assert fetch(cache, server, 0) == content_of(0) and held(cache) == {0}
+    (tmp_path / "store" / "1.tar").write_bytes(content_of(2))
+    for number in (1, 2, 3, 4):
+        fetch(cache, server, number)
+    assert held(cache) == {2, 3, 4}, "it is evicted like any other"
+
+
+def test_a_file_larger_than_the_one_asked_for_is_refused_and_not_kept(cache, server, tmp_path):
+    (tmp_path / "store" / "0.tar").write_bytes(content_of(1) + b"x")
     with pytest.raises(BadInput, match=r"/0\.tar: does not match its checksum"):
         fetch(cache, server, 0)
     assert server.asked["0.tar"] == 2 and held(cache) == set()

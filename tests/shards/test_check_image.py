@@ -170,3 +170,21 @@ def test_a_pipe_under_an_images_name_does_not_hang(case):
     os.mkfifo(case.images / "a.jpg")
     with pytest.raises(BadInput, match=r"a\.jpg, image 7: cannot be read \(no regular file\)"):
         case.shard()
+
+
+@pytest.mark.parametrize("form", ["WEBP", "GIF", "BMP", "TIFF"])
+def test_a_whole_file_of_another_format_is_to_be_converted_not_restored(case, form):
+    Image.fromarray(COLOURS).save(case.images / "a.jpg", form)
+    with pytest.raises(BadInput, match=rf"image 7: is a (?i:{form}) file by its content .*; convert it$"):
+        case.shard()
+    assert case.report()["errors"] == {"image_format": 1}
+
+
+def test_a_whole_png_with_more_text_than_is_read_is_to_be_converted(case):
+    path = case.images / name_of(case, PNG_IMAGE)
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50 << 20)))
+    content = path.read_bytes()
+    path.write_bytes(content[:33] + text + content[33:])
+    with pytest.raises(BadInput, match=r"holds more text beside its pixels than is read .*; convert it"):
+        case.shard()
+    assert case.report()["errors"] == {"image_format": 1}

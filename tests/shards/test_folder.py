@@ -16,6 +16,7 @@ from shards.errors import BadInput
 from shards.folder import folder_at
 from shards.write import write_shards
 from tests.shards.coco_case import Case
+from tests.shards.http_folder import served
 
 
 @pytest.fixture
@@ -123,6 +124,25 @@ def test_an_absent_object_is_a_finding_and_a_broken_connection_is_none(store, mo
     monkeypatch.setattr(MemoryFileSystem, "cat_file", fail)
     with pytest.raises(OSError, match=r"timed out\): '.*c\.png'"):
         shard(store, "other", on_bad="skip")
+
+
+def test_an_image_restored_in_a_store_is_taken_up_by_the_same_command(store):
+    system, root = fsspec.core.url_to_fs(f"{store}/images/a.jpg")
+    content = system.cat_file(root)
+    system.pipe_file(root, content[:20] + bytes(200) + content[220:])
+    assert shard(store, on_bad="skip")["images"] == 3
+    system.pipe_file(root, content)
+    assert shard(store, on_bad="skip")["images"] == 4
+
+
+def test_a_web_server_without_a_list_of_files_is_told_from_a_wrong_folder(case):
+    case.json.write_text(json.dumps(case.tree))
+    with served(case.root) as server:
+        server.answers["images"] = server.answers[""] = [404] * 9
+        with pytest.raises(BadInput, match=rf"^{server.url}/images: is no folder, or its server lists none"):
+            write_shards(f"{server.url}/images", case.json, case.out)
+        with pytest.raises(BadInput, match=r"gone\.json: cannot be read \(no such file\); give"):
+            write_shards(case.images, f"{server.url}/gone.json", case.out)
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket/x", "memory-of-nothing://x"])

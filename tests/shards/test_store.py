@@ -87,11 +87,45 @@ def test_a_url_without_shards_and_a_damaged_set_are_named(store, cache, tmp_path
         ShardDataset("http://me:secret@127.0.0.1/set", cache=cache)
     tar = tmp_path / "store" / "instances_train2017-000000.tar"
     flip_byte(tar, 2000)
-    with pytest.raises(BadInput, match=r"000000\.tar: does not match its checksum"):
+    with pytest.raises(CorruptSample, match=r"000000\.tar, sample \d+\.jpg: its bytes do not match"):
         ShardDataset(store.url, cache=cache)[0]
+    cache.forget(ShardDataset(store.url, cache=cache).description["shards"][0]["sha256"])
     tar.unlink()
     with pytest.raises(BadInput, match=r"000000\.tar: is not there"):
         ShardDataset(store.url, cache=cache)[0]
     (tmp_path / "store" / "dataset.json").write_text("<html>")
     with pytest.raises(BadInput, match=r"dataset\.json: is not JSON"):
         ShardDataset(store.url, cache=cache)
+
+
+def test_a_shard_damaged_behind_its_url_costs_its_damaged_samples_only(sharded, store, cache, tmp_path):
+    name = "instances_train2017-000000.tar"
+    data_set, local = ShardDataset(store.url, cache=cache), ShardDataset(sharded)
+    flip_byte(tmp_path / "store" / name, data_set.entries.image(3).offset + 30)
+    for place in (3, 4, 3, 5):
+        if place == 3:
+            with pytest.raises(CorruptSample, match=rf"^{store.url}/{name}, sample .*copy it again"):
+                data_set[place]
+        else:
+            assert torch.equal(data_set[place].image, local[place].image)
+    assert store.asked[name] == 2, "not again for each sample"
+    shutil.copy(sharded / name, tmp_path / "store" / name)
+    again = ShardDataset(store.url, cache=cache)
+    assert torch.equal(again[4].image, local[4].image) and store.asked[name] == 2
+    assert torch.equal(again[3].image, local[3].image), "a later start looks whether it was put right"
+    assert store.asked[name] == 3
+
+
+def test_quarantine_replaces_the_damaged_samples_of_a_remote_shard_as_of_a_local_one(
+    sharded, store, cache, tmp_path
+):
+    from pipeline.data import TrainingSamples
+
+    local = ShardDataset(shutil.copytree(sharded, tmp_path / "copy"))
+    for place in ("copy", "store"):
+        flip_byte(tmp_path / place / "instances_train2017-000000.tar", local.entries.image(3).offset + 30)
+    remote_set = ShardDataset(store.url, cache=cache)
+    kept = [TrainingSamples(one, 0, 0.5, "quarantine")[(9, 3)] for one in (local, remote_set)]
+    assert torch.equal(kept[0][0], kept[1][0]) and [len(t["corrupt"]) for _, t in kept] == [1, 1]
+    with pytest.raises(CorruptSample):
+        TrainingSamples(remote_set, 0, 0.5, "fail")[(9, 3)]

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,11 @@ def test_a_finished_one_is_not_written_again(case):
     assert {path: path.stat().st_mtime_ns for path in case.out.iterdir()} == stamps
 
 
+def test_a_target_over_http_is_refused_before_anything_is_read(case):
+    with pytest.raises(BadInput, match=r"^http://127.0.0.1:9/out: cannot be written to over HTTP"):
+        write_shards(case.root / "nowhere", case.json, "http://127.0.0.1:9/out")
+
+
 @pytest.mark.parametrize("change", ["annotations", "options", "image"])
 def test_another_source_into_the_same_folder_is_refused(case, change):
     case.shard()
@@ -274,3 +280,45 @@ def test_a_report_that_is_gone_or_damaged_is_written_again(case, damage):
     path.unlink() if damage is None else path.write_bytes(damage)
     case.shard()
     assert digests(case.out) == before
+
+
+def zeroed(content: bytes) -> bytes:
+    """Return an image as a disk gives it that never wrote one block: of the same size."""
+    return content[:20] + bytes(200) + content[220:]
+
+
+@pytest.mark.parametrize("restore", ["write", "keep its time"])
+def test_an_image_restored_in_place_is_taken_up_by_the_same_command(case, tmp_path, restore):
+    path = case.images / "a.jpg"
+    kept = shutil.copy2(path, tmp_path / "kept.jpg")
+    path.write_bytes(zeroed(path.read_bytes()))
+    assert case.shard(on_bad="skip")["images"] == 3
+    shutil.copy2(kept, path) if restore == "keep its time" else path.write_bytes(kept.read_bytes())
+    assert case.shard(on_bad="skip")["images"] == 4
+    assert case.report()["errors"] == {}
+    write_shards(case.images, case.json, tmp_path / "fresh", on_bad="skip")
+    assert digests(case.out) == digests(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_an_image_damaged_in_place_leaves_no_shard_of_before(case, monkeypatch, tmp_path, cut):
+    if cut:
+        monkeypatch.setattr("shards.tars.MAX_JSON_BYTES", 1)
+    case.shard(on_bad="skip")
+    path = case.images / "a.jpg"
+    path.write_bytes(zeroed(path.read_bytes()))
+    assert case.shard(on_bad="skip")["images"] == 3
+    write_shards(case.images, case.json, tmp_path / "fresh", on_bad="skip")
+    assert digests(case.out) == digests(tmp_path / "fresh")
+
+
+def test_new_times_of_the_same_images_write_no_shard_again_and_are_looked_into_once(case, monkeypatch):
+    case.shard()
+    before, shard = digests(case.out), case.out / "instances-000000.tar"
+    stamp = shard.stat().st_mtime_ns
+    for path in case.images.rglob("*.*"):
+        os.utime(path)
+    case.shard()
+    assert digests(case.out) == before and shard.stat().st_mtime_ns == stamp
+    monkeypatch.setattr("shards.write.validate", None)
+    case.shard()

@@ -2,7 +2,7 @@
 // The schema is ops/torch_op.py's.
 //
 // Features that are channels last are read as they lie. Others are turned a slab of channels of one image at a
-// time, in a buffer; no whole map is ever copied.
+// time, in a buffer; no whole map that is contiguous is ever copied.
 #include <optional>
 #include <vector>
 

@@ -36,14 +36,10 @@ struct Prepared {
   Problem<F, T> problem;
 };
 
-// The kernels count within a RoI, within a mask and over RoIs with 32 bits.
+// The kernels count RoIs with 32 bits.
 void check_limits(const Arguments& a) {
   STD_TORCH_CHECK(a.features.size() <= kMaxLevels, "sa_roi_align: at most ", kMaxLevels, " maps on CUDA");
   STD_TORCH_CHECK(a.rois.size(0) <= INT32_MAX - kThreads, "sa_roi_align: too many RoIs for CUDA");
-  STD_TORCH_CHECK(a.pooled_h <= INT16_MAX && a.pooled_w <= INT16_MAX && a.sampling_ratio <= kMaxAdaptiveGrid,
-                  "sa_roi_align: too many bins or samples for CUDA");
-  STD_TORCH_CHECK(!a.prob || a.prob->size(1) * a.prob->size(2) <= INT32_MAX,
-                  "sa_roi_align: the masks are too large for CUDA");
 }
 
 Tensor dense(const Tensor& t, ScalarType type) {

@@ -135,7 +135,7 @@ def test_markdown_shows_every_model_and_figures_that_exist(report, run_dir):
 
 def test_html_needs_nothing_beside_it(report):
     page = (report / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == page.count("<img") == 4
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == len(SHOWN)
     assert not re.search(r"""(src|href)=["'](?!data:)|url\(|<script|<link|@import""", page)
     assert "default-src 'none'" in page
 
