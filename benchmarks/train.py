@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 BLOCK = 20
@@ -76,6 +77,8 @@ def checkpoint_cost(scratch: Path, shards: str, workers: int, repeats: int) -> d
                 sum(_length(rank, place, "cpu") for rank in ticks) for place in places
             ),
         }
+    saved = [place for place, kind in enumerate(blocks) if kind]
+    found["held_up_s"] = statistics.median(_held_up(ticks[0], place) for place in saved)
     for clock in ("wall", "cpu"):
         extra = found["with"][f"{clock}_s"] / found["without"][f"{clock}_s"] - 1
         found[f"{clock}_percent"] = 100 * extra
@@ -121,10 +124,18 @@ def show(cost: dict, starts: dict) -> None:
             f"{cost['with'][f'{clock}_s']:.2f} s with one: {cost[f'{clock}_percent']:+.1f} % "
             f"(at most {LIMIT_PERCENT} %)"
         )
+    print(f"the step that saves takes {cost['held_up_s'] * 1000:.0f} ms more than the others")
     print(
         f"start of the processes to the end of the first step: {starts['resumed_s']:.1f} s from a checkpoint "
         f"(at most {LIMIT_S} s), {starts['fresh_s']:.1f} s from nothing"
     )
+
+
+def _held_up(ticks: list[dict[str, float]], block: int) -> float:
+    """Return how much longer the step with the checkpoint took than its block's median step."""
+    begun = [tick["wall"] for tick in ticks[block * BLOCK : (block + 1) * BLOCK + 1]]
+    steps = [after - before for before, after in pairwise(begun)]
+    return steps[0] - statistics.median(steps)
 
 
 def _length(ticks: list[dict[str, float]], block: int, clock: str) -> float:

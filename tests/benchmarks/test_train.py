@@ -38,4 +38,5 @@ def test_cost_is_that_of_blocks_with_over_blocks_without(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "begin", begin)
     found = checkpoint_cost(tmp_path, "shards", workers=2, repeats=3)
     assert found["without"] == {"wall_s": BLOCK, "cpu_s": BLOCK}
+    assert found["held_up_s"] == 1.0
     assert found["wall_percent"] == pytest.approx(100 / BLOCK) == found["cpu_percent"]
