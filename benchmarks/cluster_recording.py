@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.local_cluster import LocalCluster, local_cluster
 from benchmarks.tiny_run import write_tiny
-from shards.files import sha256_of
+from shards.storage.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, REFINE_STEPS = 60, 5

@@ -14,10 +14,10 @@ from PIL import Image
 from webdataset import ShardWriter
 
 from shards.boxes import box_of
-from shards.check_annotation import check_annotation
-from shards.jpeg import decodes
 from shards.masks import decode_mask
-from shards.source import Source, read_source
+from shards.validation.check_annotation import check_annotation
+from shards.validation.jpeg import decodes
+from shards.validation.source import Source, read_source
 from shards.write import write_shards
 
 # So many shards a worker that none is idle at the end.

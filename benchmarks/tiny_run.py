@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 
 MODEL = {

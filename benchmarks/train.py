@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 def make_shards(scratch: Path) -> str:
     """Return shards of synthetic images as the demo has them."""
-    from shards.synth import write_synthetic
+    from shards.synthetic.synth import write_synthetic
     from shards.write import write_shards
 
     write_synthetic(scratch / "coco", IMAGES, 0)

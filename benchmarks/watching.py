@@ -30,8 +30,8 @@ def main() -> int:
         return 2
     from benchmarks.parts import Bar
     from benchmarks.timing import machine
-    from shards.files import sha256_of
-    from shards.synth import write_synthetic
+    from shards.storage.files import sha256_of
+    from shards.synthetic.synth import write_synthetic
     from shards.write import write_shards
 
     seconds: dict[str, list[float]] = {"alone": [], "evaluated": []}

@@ -5,9 +5,9 @@ from pathlib import Path
 from configs.load import ConfigError
 from configs.schema import Config
 from jobs.ledger import Ledger
-from shards.cache import Cache
 from shards.errors import BadInput
-from shards.remote import check_url
+from shards.storage.cache import Cache
+from shards.storage.remote import check_url
 
 
 def local_path(run_dir: str | Path) -> Path:

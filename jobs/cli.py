@@ -45,7 +45,7 @@ def synth(
 ) -> None:
     """Write a synthetic COCO data set of instances that huddle together."""
     from shards.errors import BadInput
-    from shards.synth import write_synthetic
+    from shards.synthetic.synth import write_synthetic
 
     if out.is_dir() and any(out.iterdir()):
         raise BadInput(f"{out}: is not empty, and two data sets would mix; choose another folder or empty it")
@@ -155,7 +155,7 @@ def sweep(
     parallel: Parallel = None,
 ) -> None:
     """Do a table's rows that are not done, and compare them with the paper and each other."""
-    from jobs.sweep import run_sweep
+    from jobs.sweeping.sweep import run_sweep
     from jobs.verbs import default_workers
 
     ranks = default_workers(workers, launcher, 1)

@@ -45,7 +45,7 @@ def run_demo(
 def make_data(run_dir: Path) -> None:
     """Write RUN/data, wholly or not at all, unless it is there."""
     from pipeline.lease import acquire
-    from shards.synth import write_synthetic
+    from shards.synthetic.synth import write_synthetic
 
     data, partial = run_dir / "data", run_dir / ".data.partial"
     if data.exists():

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Test
-from jobs.launch import launch
-from shards.cache import cache_at
-from shards.remote import absolute
+from jobs.launching.launch import launch
+from shards.storage.cache import cache_at
+from shards.storage.remote import absolute
 
 
 def detect_and_score(
@@ -30,7 +30,7 @@ def detect_and_score(
         out: made if absent.
         test: inference settings.
         scratch: a folder of this call's own that every node sees; emptied first.
-        workers, launcher, address: as for `jobs.launch.launch`.
+        workers, launcher, address: as for `jobs.launching.launch.launch`.
         cache: arguments of `cache_at`, for shards at a URL.
         algorithm: names the archive for the COCO server.
 
@@ -38,7 +38,7 @@ def detect_and_score(
         BadInput: weights and shards do not fit each other, or cannot be read.
         JobFailed: the workers failed.
     """
-    from jobs.worker import detect_parts
+    from jobs.launching.worker import detect_parts
     from pipeline.evaluate import score
 
     parts = scratch / "parts"

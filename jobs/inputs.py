@@ -5,11 +5,11 @@ from typing import Any
 
 from configs.schema import CocoSource, Config
 from jobs.ledger import Ledger, Values, changed_keys, hash_of
-from shards.cache import Cache, cache_at
 from shards.errors import BadInput
-from shards.files import sha256_of
-from shards.remote import hash_file, is_remote, local_path, shown
 from shards.source_images import first_changed
+from shards.storage.cache import Cache, cache_at
+from shards.storage.files import sha256_of
+from shards.storage.remote import hash_file, is_remote, local_path, shown
 
 # In the order they run; each with the stages whose outputs it reads.
 NEEDS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 Values = dict[str, Any]
 

@@ -20,14 +20,14 @@ from jobs.checks import (
 from jobs.console import say
 from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
-from jobs.launch import launch
+from jobs.launching.launch import launch
 from jobs.ledger import Ledger, hash_of
 from jobs.summary import showing_findings
 from jobs.track import note_results, tracking
 from pipeline.lease import acquire
 from pipeline.tracking.uri import redact
-from shards.files import write_atomic
-from shards.remote import absolute
+from shards.storage.files import write_atomic
+from shards.storage.remote import absolute
 
 # Each evaluated network, and the stage whose weights it has.
 EVALUATED = {"baseline": "baseline", "control": "control", "refined": "refine"}
@@ -66,7 +66,7 @@ def run_pipeline(
         config: the resolved config.
         run_dir: the run directory.
         workers: number of ranks.
-        launcher: see `jobs.launch.launch`.
+        launcher: see `jobs.launching.launch.launch`.
         address: of a running Ray cluster; None starts a private one.
         redo: a stage to do again, with all that depends on it.
         min_workers: a cluster that has lost nodes goes on with as many workers as it has room for, if these
@@ -127,7 +127,7 @@ def _spreading(run: Run) -> Any:
     """Return what shards on the cluster that the run was given; None for processes of this machine."""
     if run.launcher != "ray" or run.address is None:
         return None
-    from jobs.ray_tasks import ray_tasks
+    from jobs.launching.ray_tasks import ray_tasks
 
     return ray_tasks(run.address, None)
 
@@ -158,7 +158,7 @@ def evaluate(run: Run) -> None:
     weights = {name: str(run.path / EVALUATED[name] / "weights.safetensors") for name in waiting}
     jobs = [{"weights": weights[name], "parts": str(parts[name])} for name in waiting]
     test = run.config.test.model_dump(mode="json")
-    from jobs.worker import detect_parts
+    from jobs.launching.worker import detect_parts
     from pipeline.evaluate import score
 
     cache = {"folder": _cache_dir(run.config), "limit_gb": run.config.data.cache_gb}
@@ -243,7 +243,7 @@ def _borrow(run: Run, stage: str, inputs: dict[str, Any]) -> bool:
 
 
 def _train(run: Run, stage: str, init_weights: Path | None) -> None:
-    from jobs.worker import train_stage
+    from jobs.launching.worker import train_stage
 
     # Workers track nothing, and what they are told may be shown by Ray.
     config = run.config.model_dump(mode="json", exclude={"tracking"})

@@ -36,7 +36,7 @@ def show_summary(run_dir: Path) -> None:
 @contextmanager
 def showing_findings(shards: str | Path) -> Iterator[None]:
     """Print what the body's sharding found, also when it refuses the data set for it."""
-    from shards.findings import Refused
+    from shards.validation.findings import Refused
 
     try:
         yield
@@ -48,7 +48,7 @@ def showing_findings(shards: str | Path) -> Iterator[None]:
 
 def show_findings(shards: str | Path) -> None:
     """Print what `shard` read and kept, and a row for each kind of finding with the first one as example."""
-    from shards.folder import folder_at
+    from shards.storage.folder import folder_at
 
     folder = folder_at(shards)
     report = json.loads(folder.read("report.json"))

@@ -9,14 +9,14 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.remote import shown
+from shards.storage.remote import shown
 
 
 def shard_source(
     images: str, annotations: str, out: str, workers: int | None, address: str | None, options: dict[str, Any]
 ) -> None:
     """Shard a COCO data set, here or on a Ray cluster, and show what was found."""
-    from jobs.ray_tasks import ray_tasks
+    from jobs.launching.ray_tasks import ray_tasks
     from jobs.summary import showing_findings
     from shards.write import write_shards
 
@@ -66,7 +66,7 @@ def submit_config(
     """Return the exit code of the same run as a job of a Ray cluster."""
     settings = _told(config, overrides)
     from jobs.checks import check_workers, local_path
-    from jobs.submit import submit
+    from jobs.submission.submit import submit
 
     local_path(run_dir)
     check_workers(settings, workers, "ray", min_workers)
@@ -149,7 +149,7 @@ def test_settings(overrides: list[str], checkpoint: Path | None = None) -> Test:
 def inspect_directory(directory: str, out: Path | None) -> None:
     """Verify a directory or URL of shards, show its statistics, draw them and a contact sheet."""
     from jobs.summary import show_statistics
-    from shards.inspect import inspect_shards
+    from shards.inspection.inspect import inspect_shards
 
     found = inspect_shards(directory, out and out / "contact_sheet.png")
     show_statistics(found)

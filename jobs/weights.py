@@ -7,7 +7,7 @@ from configs.load import ConfigError, apply_override, parse_config
 from configs.schema import Model
 from jobs.console import say
 from shards.errors import BadInput
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 
 def import_file(

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from shards.files import flush_path, rename_durably, sha256_of, temporary_beside
+from shards.storage.files import flush_path, rename_durably, sha256_of, temporary_beside
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]

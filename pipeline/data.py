@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import Config, Schedule
 from pipeline.network.gt_masks import GroundTruthMasks
-from shards.ahead import Ahead
 from shards.batches import GlobalBatches
 from shards.errors import BadInput, CorruptSample
 from shards.masks import compress_mask
 from shards.order import SampleOrder
 from shards.read import Sample, ShardDataset
+from shards.storage.ahead import Ahead
 from shards.window import WindowOrder
 
 # A box thinner than this has no area in float32 to match anything with.

@@ -22,11 +22,11 @@ from pipeline.scoring.coco_results import Result, coco_results
 from pipeline.scoring.evaluators import Kind, Scorer
 from pipeline.scoring.huddled import huddled_ids
 from pipeline.scoring.server import check_server_zip, write_server_zip
-from shards.cache import Cache
 from shards.errors import BadInput
-from shards.files import encode_json, flush, sha256_of, whole_or_absent, write_atomic
 from shards.read import ShardDataset
-from shards.remote import absolute
+from shards.storage.cache import Cache
+from shards.storage.files import encode_json, flush, sha256_of, whole_or_absent, write_atomic
+from shards.storage.remote import absolute
 
 log = logging.getLogger(__name__)
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]

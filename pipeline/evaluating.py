@@ -21,9 +21,9 @@ from pipeline.evaluations import POLL_S, mask_ap, result_file, results_of
 from pipeline.model import load_model
 from pipeline.network.paste import paste_runs
 from pipeline.network.weights import save_weights
-from shards.cache import cache_at
-from shards.files import write_atomic
 from shards.read import ShardDataset
+from shards.storage.cache import cache_at
+from shards.storage.files import write_atomic
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Schedule
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 # Loader processes of a killed driver notice its death within seconds; a lock left to them passes.
 PATIENCE_S = 3.0

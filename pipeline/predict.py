@@ -14,10 +14,10 @@ from torchvision.io import ImageReadMode, decode_image
 from configs.schema import Test
 from pipeline.report.overlay import draw_instances, to_pil
 from pipeline.scoring.coco_results import Result, coco_results
-from shards.check_image import MAX_PIXELS
 from shards.errors import BadInput
-from shards.files import write_atomic
-from shards.png import unsafe_png
+from shards.storage.files import write_atomic
+from shards.validation.check_image import MAX_PIXELS
+from shards.validation.png import unsafe_png
 
 log = logging.getLogger(__name__)
 Detector = Callable[[list[Tensor]], list[dict[str, Tensor]]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from configs.schema import Schedule
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 

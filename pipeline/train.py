@@ -28,8 +28,8 @@ from pipeline.quarantine import Quarantine
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
 from pipeline.step_note import InStep
-from shards.cache import cache_at
 from shards.read import ShardDataset
+from shards.storage.cache import cache_at
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from shards.errors import BadInput
-from shards.files import encode_json
-from shards.store import Store
+from shards.storage.files import encode_json
+from shards.storage.store import Store
 
 FORMAT = 1
 DESCRIPTION = "dataset.json"

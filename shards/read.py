@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from shards.cache import Cache
 from shards.errors import CorruptSample
 from shards.index import Index, Member, read_description, read_index
 from shards.masks import decode_mask
-from shards.store import open_store
+from shards.storage.cache import Cache
+from shards.storage.store import open_store
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.files import encode_json
-from shards.folder import Folder
+from shards.storage.files import encode_json
+from shards.storage.folder import Folder
 
 LIST = "source_images.json"
 

@@ -9,10 +9,10 @@ from functools import partial
 from typing import IO
 
 from shards.errors import BadInput
-from shards.files import flush
-from shards.folder import Folder
 from shards.index import index_name
-from shards.validate import Record
+from shards.storage.files import flush
+from shards.storage.folder import Folder
+from shards.validation.validate import Record
 
 OWNER = "mrrcnn"
 READABLE = 0o444

@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.check_image import MAX_PIXELS, check_image, leads_out
 from shards.errors import BadInput
-from shards.files import encode_json
-from shards.findings import Refused, refuse_errors, report_of
-from shards.folder import Folder, LocalFolder, folder_at
 from shards.index import DESCRIPTION, FORMAT, index_name, is_intact, sealed
 from shards.pool import Spread, processes
-from shards.remote import shown
-from shards.source import Source, read_source
 from shards.source_images import note_images
+from shards.storage.files import encode_json
+from shards.storage.folder import Folder, LocalFolder, folder_at
+from shards.storage.remote import shown
 from shards.tars import plan_shards, write_shard
-from shards.validate import Record, useful_workers, validate
+from shards.validation.check_image import MAX_PIXELS, check_image, leads_out
+from shards.validation.findings import Refused, refuse_errors, report_of
+from shards.validation.source import Source, read_source
+from shards.validation.validate import Record, useful_workers, validate
 
 PROGRESS = "progress.json"
 REPORT = "report.json"

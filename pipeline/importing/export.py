@@ -14,7 +14,7 @@ from pipeline.importing.source import Source, to_theirs
 from pipeline.importing.torchvision_source import TORCHVISION
 from pipeline.network.weights import load_weights
 from shards.errors import BadInput
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 TARGETS = {"torchvision": TORCHVISION, "detectron2": DETECTRON2}
 SUFFIXES = {"torchvision": (".pth",), "detectron2": (".pth", ".pkl")}

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.importing.unpickle import load_arrays
 from pipeline.network.torch_files import load_torch, state_dict_of
 from shards.errors import BadInput
-from shards.files import sha256_of
+from shards.storage.files import sha256_of
 
 ZIP = b"PK\x03\x04"
 # The number that torch.save began with before its files were zip archives.

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.errors import BadInput
-from shards.files import flush_path, rename_durably, temporary_beside
+from shards.storage.files import flush_path, rename_durably, temporary_beside
 
 # With several metadata keys safetensors writes them in hash order: the bytes would differ.
 KEY = "mrrcnn"

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from pipeline.runlog import read_lines
-from shards.cache import LIMIT_GB, cache_at
 from shards.errors import BadInput
 from shards.read import ShardDataset
+from shards.storage.cache import LIMIT_GB, cache_at
 
 TRAINED = ("baseline", "refine", "control")
 MODELS = {

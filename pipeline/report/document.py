@@ -16,7 +16,7 @@ from pipeline.scoring.bootstrap import Interval, paired_interval
 from pipeline.scoring.coco_ap import prepare_annotations
 from pipeline.tracking.tracker import flatten
 from shards.errors import BadInput
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 PICTURES, PICTURE_SCORE = 6, 0.5

@@ -11,8 +11,8 @@ from pipeline.report.page import Block, Figure, Heading, Table, Text, to_html, t
 from pipeline.scoring.analysis import MEASURES, RESAMPLES, resampled_of
 from pipeline.scoring.bootstrap import Interval, paired_interval
 from shards.errors import BadInput
-from shards.files import write_atomic
 from shards.read import ShardDataset
+from shards.storage.files import write_atomic
 
 # The paper's columns: the kind and the column of metrics.json, and what that is called here.
 PAPER_MEASURES = {

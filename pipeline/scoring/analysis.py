@@ -15,7 +15,7 @@ from pipeline.scoring.evaluators import Annotations, Kind
 from pipeline.scoring.huddled import huddledness, ids_from
 from pipeline.scoring.matches import image_precisions, match_countings
 from shards.boxes import HUDDLED_IOU
-from shards.files import write_atomic
+from shards.storage.files import write_atomic
 
 RESAMPLES = 500
 KINDS: tuple[Kind, ...] = ("bbox", "segm")

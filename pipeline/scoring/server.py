@@ -16,8 +16,8 @@ from typing import Any
 from pycocotools import mask as rle
 
 from shards.errors import BadInput
-from shards.files import encode_json, write_atomic
 from shards.masks import compress_mask
+from shards.storage.files import encode_json, write_atomic
 
 NAME = re.compile(r"detections_test-dev2017_[A-Za-z0-9.-]+(?:_[A-Za-z0-9.-]+)*_results")
 MOST_AN_IMAGE = 100

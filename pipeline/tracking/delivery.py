@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.tracking.outbox import Event, MetricsTail, read_events
 from pipeline.tracking.uri import redact
-from shards.files import encode_json, write_atomic
+from shards.storage.files import encode_json, write_atomic
 
 log = logging.getLogger(__name__)
 PIPELINE = "pipeline"

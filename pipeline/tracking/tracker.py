@@ -21,7 +21,7 @@ from pipeline.tracking.delivery import PIPELINE, Delivery
 from pipeline.tracking.outbox import append_event, outbox_damage
 from pipeline.tracking.uri import redact, resolve_uri
 from shards.errors import BadInput
-from shards.files import encode_json, write_atomic
+from shards.storage.files import encode_json, write_atomic
 
 log = logging.getLogger(__name__)
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -185,7 +185,7 @@ def victims(process: Popen, kill: Kill) -> list[psutil.Process]:
 def _is(target: str, name: str) -> bool:
     if target == "raylet":
         return name.split(" ")[0].endswith("/raylet")
-    worker = "RayTrainWorker" in name or "-m jobs.worker" in name or "multiprocessing.spawn" in name
+    worker = "RayTrainWorker" in name or "-m jobs.launching.worker" in name or "multiprocessing.spawn" in name
     return worker and "torch.distributed.run" not in name
 
 

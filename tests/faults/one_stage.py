@@ -8,8 +8,8 @@ from pathlib import Path
 
 from configs.load import load_config
 from jobs.errors import JobFailed, Stopped
-from jobs.launch import launch
-from jobs.worker import train_stage
+from jobs.launching.launch import launch
+from jobs.launching.worker import train_stage
 from pipeline.lease import acquire
 
 

@@ -17,7 +17,7 @@ import yaml
 from configs.load import load_config
 from jobs import cli
 from jobs.checks import check_workers
-from jobs.submit import STOP_WAIT_S
+from jobs.submission.submit import STOP_WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "jobs" / "manifests"

@@ -291,7 +291,7 @@ def test_one_process_has_one_worker(bench):
 )
 def test_a_run_on_a_cluster_shards_there_too(bench, monkeypatch, launcher, address, there):
     seen = []
-    monkeypatch.setattr("jobs.ray_tasks.ray_tasks", lambda *cluster: cluster)
+    monkeypatch.setattr("jobs.launching.ray_tasks.ray_tasks", lambda *cluster: cluster)
     monkeypatch.setattr("shards.write.write_shards", lambda *_, spreading, **__: seen.append(spreading))
     monkeypatch.setattr(jobs.stages, "showing_findings", nullcontext)
     monkeypatch.setattr(jobs.stages, "check_splits", lambda *_: None)

@@ -9,7 +9,7 @@ import pytest
 from jobs.cli import main
 from jobs.summary import show_findings, showing_findings
 from shards.errors import BadInput
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.data import (
 from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.read import Sample, ShardDataset
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 
 

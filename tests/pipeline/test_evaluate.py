@@ -22,7 +22,7 @@ from pipeline.evaluate import check_categories, detect_images, measure, score
 from pipeline.scoring.coco_ap import evaluate_kind, prepare_annotations
 from pipeline.scoring.huddled import huddled_ids
 from shards.errors import BadInput
-from shards.files import encode_json
+from shards.storage.files import encode_json
 from tests.pipeline.coco_cases import annotation, random_case, result
 
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}

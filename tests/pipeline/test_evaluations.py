@@ -12,7 +12,7 @@ from configs.schema import Schedule
 from pipeline import evaluations
 from pipeline.evaluations import EvaluationFailed, Evaluations, out_of_patience, result_file
 from pipeline.network.weights import load_weights
-from shards.files import sha256_of
+from shards.storage.files import sha256_of
 from tests.pipeline.test_train import run, shards  # noqa: F401
 
 

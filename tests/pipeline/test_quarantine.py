@@ -12,7 +12,7 @@ from pipeline.data import TrainingSamples, training_batches
 from pipeline.quarantine import Quarantine
 from shards.errors import CorruptSample
 from shards.read import ShardDataset
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 from tests.shards.coco_case import flip_byte
 

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.lease import acquire
 from pipeline.network.weights import load_weights
-from shards.files import sha256_of
 from shards.read import ShardDataset
-from shards.synth import write_synthetic
+from shards.storage.files import sha256_of
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 from tests.shards.coco_case import flip_byte
 

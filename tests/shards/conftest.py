@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 from tests.shards.coco_case import HEIGHT, TREE, WIDTH, Case
 

@@ -47,7 +47,7 @@ def fail_at(monkeypatch, call: int, number: int) -> None:
         if len(calls) == call:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("shards.files.os.fsync", fsync)
+    monkeypatch.setattr("shards.storage.files.os.fsync", fsync)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -80,7 +80,7 @@ def test_wherever_the_disk_fails_nothing_half_written_looks_done_and_the_same_ca
 LIMITED = """
 import resource, sys
 from jobs.cli import main
-from shards import validate
+from shards.validation import validate
 validate.CHUNK = validate.CHUNKS_A_WORKER = 2
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 main(sys.argv[2:])

@@ -152,7 +152,8 @@ def test_a_place_beyond_the_end_is_an_index_error(sharded):
 
 
 def test_many_shards_do_not_run_out_of_open_files(case, monkeypatch):
-    from shards import store, write
+    from shards import write
+    from shards.storage import store
 
     plan = write.plan_shards
     monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))

@@ -15,8 +15,8 @@ import pytest
 import webdataset
 
 from shards.errors import BadInput
-from shards.files import only_writer
 from shards.source_images import first_changed
+from shards.storage.files import only_writer
 from shards.write import write_shards
 from tests.shards.coco_case import flip_byte
 
@@ -106,8 +106,8 @@ def test_index_and_description_say_where_everything_is(case):
 
 @pytest.mark.usefixtures("cut_small")
 def test_bytes_do_not_depend_on_workers(synthetic, tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.validate.CHUNKS_A_WORKER", 1)
-    monkeypatch.setattr("shards.validate.CHUNK", 7)
+    monkeypatch.setattr("shards.validation.validate.CHUNKS_A_WORKER", 1)
+    monkeypatch.setattr("shards.validation.validate.CHUNK", 7)
     description = shard(synthetic, tmp_path / "one")
     assert len(description["shards"]) > 2
     shard(synthetic, tmp_path / "two", workers=2)
@@ -131,7 +131,8 @@ def test_the_hash_is_of_the_samples_not_of_the_cut(synthetic, sharded, tmp_path)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shards import files, write
+from shards import write
+from shards.storage import files
 
 plan = write.plan_shards
 write.plan_shards = lambda records, name, size: plan(records, name, size >> 3)

@@ -20,7 +20,7 @@ from pipeline.scoring.coco_results import encode_mask
 from shards.errors import BadInput
 from shards.masks import decode_mask
 from shards.read import ShardDataset
-from shards.synth import write_synthetic
+from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 
 NOISE_PX = {"baseline": 3.0, "control": 2.0, "refined": 0.5}

@@ -1,0 +1,137 @@
+"""Runs a task on every rank: under Ray Train, under torchrun, or in this process."""
+
+import atexit
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from jobs.console import following
+from jobs.errors import JobFailed, Stopped
+from jobs.launching.environment import RESTARTS, ROOT, worker_environment
+from jobs.launching.preemption import passing_on
+from jobs.launching.verdict import VERDICT
+from jobs.launching.worker import Task, work
+from shards.errors import BadInput
+
+
+def launch(
+    task: Task,
+    payload: dict[str, Any],
+    scratch: Path,
+    workers: int = 1,
+    launcher: str = "ray",
+    address: str | None = None,
+    sizes: tuple[int, ...] = (),
+    checkpoints: Path | None = None,
+) -> None:
+    """Return when every rank has done `task(payload)`; a killed worker is started again.
+
+    Args:
+        task: a function of an importable module.
+        payload: plain JSON values; while there is a task that minds its `stop_file`, SIGTERM makes that file.
+        scratch: an empty or absent directory that every node sees: progress, verdict, Ray's files.
+        workers: number of ranks.
+        launcher: "ray", "torchrun" (this machine), or "local" (this process; one worker).
+        address: of a running Ray cluster; None starts a private one on this machine.
+        sizes: numbers of workers that a cluster may go on with when it has lost nodes; without any,
+            it waits for as many as `workers` again.
+        checkpoints: the directory of the task's checkpoints; right after a new one, a group that had
+            become smaller may grow again.
+
+    Raises:
+        BadInput: what a worker found wrong with the user's data or config.
+        Stopped: SIGTERM; the workers have saved what they had.
+        JobFailed: anything else, after RESTARTS new tries where a new try could help.
+    """
+    scratch = scratch.resolve()
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    failure = None
+    try:
+        with following(scratch / "progress.log"), passing_on(payload.get("stop_file")):
+            if launcher == "local":
+                _local(task, payload, scratch, workers)
+            elif launcher == "torchrun":
+                failure = _torchrun(task, payload, scratch, workers)
+            else:
+                from jobs.launching.elastic import Plan
+                from jobs.launching.ray_launch import run_on_ray
+
+                plan = Plan(sizes or (workers,), checkpoints, scratch / "progress.log")
+                failure = run_on_ray(task, payload, scratch, plan, address)
+    finally:
+        _raise_verdict(scratch)
+    if failure:
+        raise JobFailed(failure)
+
+
+def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> None:
+    if workers != 1:
+        raise BadInput(f"--launcher local is one process, not {workers}; use torchrun or ray, or --workers 1")
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    # Whatever a surrounding scheduler says of ranks, this is the only one.
+    os.environ.update({**alone, "MASTER_PORT": _free_port(), **worker_environment(1)})
+    # Not before: DeepSpeed keeps its groups from one stage to the next.
+    atexit.register(_end_group)
+    work(task, payload, str(scratch))
+
+
+def _end_group() -> None:
+    # Its threads would outlive the interpreter, which then ends with SIGABRT.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> str | None:
+    order = {"task": f"{task.__module__}:{task.__qualname__}", "payload": payload, "scratch": str(scratch)}
+    (scratch / "order.json").write_text(json.dumps(order), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    # Its own restarts meet in the old store, where new ranks may find the addresses of dead ones.
+    command += ["--max-restarts=0", f"--log-dir={scratch / 'torchrun'}"]
+    command += ["-m", "jobs.launching.worker", str(scratch / "order.json")]
+    for _ in range(RESTARTS + 1):
+        code = _run_agent(command, {**os.environ, **worker_environment(workers)}, scratch / "output.log")
+        if code == 0 or (scratch / VERDICT).exists():
+            return None
+    return (
+        f"torchrun failed {RESTARTS + 1} times, at last with exit code {code}; see {scratch / 'output.log'}"
+    )
+
+
+def _run_agent(command: list[str], environment: dict[str, str], output: Path) -> int:
+    with output.open("ab") as sink:
+        agent = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT
+        )
+        try:
+            return agent.wait()
+        finally:
+            agent.terminate()
+            agent.wait()
+
+
+def _raise_verdict(scratch: Path) -> None:
+    verdict = scratch / VERDICT
+    if not verdict.exists():
+        return
+    found = json.loads(verdict.read_text(encoding="utf-8"))
+    if found["input"]:
+        raise BadInput(found["message"])
+    if found["stopped"]:
+        raise Stopped(found["message"])
+    details = scratch / "traceback.txt"
+    details.write_text(found["traceback"], encoding="utf-8")
+    raise JobFailed(found["message"] if found["expected"] else f"{found['message']}; see {details}")
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

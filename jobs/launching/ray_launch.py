@@ -1,0 +1,156 @@
+"""The Ray launcher: Ray Train starts the ranks, restarts dead ones, and keeps no state of ours."""
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.launching.elastic import GROW_CHECK_S, Plan, elastic_trainer
+from jobs.launching.environment import RESTARTS, worker_environment
+from jobs.launching.preemption import passing_on
+from jobs.launching.worker import Task, work
+from pipeline.engine import TIMEOUT_S
+from shards.errors import BadInput
+
+REACH_S = 10
+# Read when Ray is imported. A start that takes longer has asked for what the cluster no longer has.
+SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+
+
+def run_on_ray(
+    task: Task, payload: dict[str, Any], scratch: Path, plan: Plan, address: str | None
+) -> str | None:
+    """Return None when every rank is done, or one line on what failed after all restarts."""
+    workers = plan.sizes[-1]
+    connect(address, workers)
+    import ray
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+    for trial in range(RESTARTS + 1):
+        try:
+            # Ray has set a handler of its own while it connected.
+            with passing_on(payload.get("stop_file")):
+                _fit(lambda: work(task, payload, str(scratch)), scratch, trial, plan, address)
+            return None
+        except ControllerError as error:
+            # Ray gives up on a worker that dies while its group still starts, and keeps its place taken.
+            failure = error
+            ray.shutdown()
+            connect(address, workers)
+        except TrainingFailedError as error:
+            failure = error
+            break
+    (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
+    return f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}"
+
+
+def _fit(body: Callable[[], None], scratch: Path, trial: int, plan: Plan, address: str | None) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    workers = plan.sizes[-1]
+    # A private cluster has room for all; another's nodes come and go.
+    wanted = workers if address is None else (plan.sizes[0], workers)
+    elastic_trainer(
+        plan,
+        train_loop_per_worker=body,
+        scaling_config=ScalingConfig(
+            num_workers=wanted,
+            use_gpu=_has_gpus(ray.cluster_resources(), plan.sizes[0]),
+            elastic_resize_monitor_interval_s=GROW_CHECK_S,
+        ),
+        # A new name every time, so that Ray never resumes an older run from its own snapshot.
+        run_config=RunConfig(
+            name=f"{scratch.name}-{trial}",
+            storage_path=str(scratch / "ray"),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            worker_runtime_env={
+                "env_vars": {"OMP_NUM_THREADS": worker_environment(workers)["OMP_NUM_THREADS"]}
+            },
+        ),
+        torch_config=TorchConfig(timeout_s=TIMEOUT_S),
+    ).fit()
+
+
+def connect(address: str | None, workers: int) -> None:
+    """Connect this process to a Ray cluster once; without an address, to a private one that ends with it."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+    if address is None:
+        # Whatever RAY_ADDRESS names is somebody's cluster; only --address chooses it.
+        os.environ.pop("RAY_ADDRESS", None)
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+            # A token of this process's own: Ray would leave one in the user's home for ever.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    warnings.filterwarnings("ignore", module="ray")
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.update(worker_environment(workers))
+        # Ranks may share a core; Ray would wait for a second one for ever.
+        cores = max(os.cpu_count() or 1, workers)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+        return
+    _check_reachable(address)
+    try:
+        with _code_for_cluster() as environment:
+            ray.init(address=address, runtime_env=environment, **quiet)
+    except (ConnectionError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise BadInput(
+            f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
+        ) from None
+
+
+def _check_reachable(address: str) -> None:
+    # Ray itself would try for minutes.
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise BadInput(f"--address {address}: nobody answers there ({error}); see `ray start`") from None
+
+
+@contextmanager
+def _code_for_cluster() -> Iterator[dict[str, Any] | None]:
+    # A job that was submitted brings its code along already.
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        yield None
+        return
+    from jobs.submission.package import packaged
+
+    with packaged() as package:
+        yield {"working_dir": str(package)}
+
+
+def _has_gpus(resources: dict[str, float], workers: int) -> bool:
+    gpus = int(resources.get("GPU", 0))
+    if 0 < gpus < workers:
+        raise BadInput(
+            f"--workers {workers}: the cluster has {gpus} GPU(s), one a worker; use --workers {gpus}"
+        )
+    return gpus > 0
+
+
+def _cause(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    lines = str(first).strip().splitlines() or [type(first).__name__]
+    return lines[-1].strip()

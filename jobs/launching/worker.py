@@ -1,0 +1,130 @@
+"""One rank's process: the same function under Ray Train, torchrun and in a single local process."""
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from configs.load import parse_config
+from configs.schema import Test
+from jobs.launching.verdict import VERDICT, Judging
+from pipeline.engine import TIMEOUT_S
+from shards.storage.cache import cache_at
+
+OUR_LOGGERS = ("pipeline", "shards", "ops", "jobs")
+
+Task = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
+
+
+def train_stage(payload: dict[str, Any]) -> None:
+    """Train one stage on this rank.
+
+    The payload is TrainJob's fields with the config as a mapping, and `stop_file`: training saves and stops
+    when that file appears.
+    """
+    from jobs.launching.preemption import Listener
+    from pipeline.train import TrainJob, train
+
+    fields = {name: value for name, value in payload.items() if name != "stop_file"}
+    job = TrainJob(**{**fields, "config": parse_config(payload["config"])})
+    train(job, Listener(payload["stop_file"]))
+
+
+def detect_parts(payload: dict[str, Any]) -> None:
+    """Detect on this rank's share of the images, with one weights file after the other."""
+    from pipeline.evaluate import detect
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    for job in payload["jobs"]:
+        log.info("detecting with %s", job["weights"])
+        _drop_other_worlds(Path(job["parts"]), world)
+        test, cache = Test(**payload["test"]), cache_at(**payload["cache"])
+        detect(job["weights"], payload["shards"], job["parts"], test, rank, world, cache=cache)
+
+
+def _drop_other_worlds(parts: Path, world: int) -> None:
+    # A group that a lost node has made smaller begins anew; what the larger one has left does not fit.
+    for part in parts.glob("rank-*.jsonl"):
+        if not part.name.endswith(f"-of-{world:04d}.jsonl"):
+            part.unlink(missing_ok=True)
+
+
+def work(task: Task, payload: dict[str, Any], scratch: str) -> None:
+    """Do this rank's share of a task.
+
+    Expects RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment. Rank 0's
+    log lines go to SCRATCH/progress.log. An error that a new try would only repeat is written to
+    SCRATCH/verdict.json, and once that is there, a new try does nothing.
+    """
+    if Path(scratch, VERDICT).exists():
+        return
+    _settle_process()
+    with _logging_to(Path(scratch, "progress.log")), Judging(Path(scratch)):
+        task(payload)
+
+
+def _settle_process() -> None:
+    if torch.cuda.is_available():
+        # cuBLAS is deterministic only with a workspace of fixed size.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    if int(os.environ["RANK"]):
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    loggers = [logging.getLogger(name) for name in OUR_LOGGERS]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def _die_with_driver(agent: int) -> None:
+    # torchrun's workers share a pipe as standard input; it ends when the driver does, even by kill -9.
+    while os.read(0, 1):
+        pass
+    # An agent that was killed itself has left us to a parent that is none of our business.
+    if os.getppid() == agent:
+        os.kill(agent, signal.SIGTERM)
+    os._exit(1)
+
+
+def main() -> None:
+    """Do the task of a file written by `jobs.launching.launch`, on a rank that torchrun started."""
+    threading.Thread(target=_die_with_driver, args=(os.getppid(),), daemon=True).start()
+    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    module, name = order["task"].split(":")
+    work(getattr(importlib.import_module(module), name), order["payload"], order["scratch"])
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

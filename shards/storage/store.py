@@ -1,0 +1,140 @@
+"""Where the files of a data set are: a directory, or a URL behind a local cache."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.errors import BadInput
+from shards.storage.cache import Cache, cache_at
+from shards.storage.remote import check_url, is_remote, local_path, read_url, shown
+
+MAX_OPEN_FILES = 64
+
+
+class LocalStore:
+    """The files of a directory; shards stay open between reads."""
+
+    def __init__(self, place: str | Path):
+        self.place = Path(place)
+        self._files: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def name(self, file: str) -> str:
+        """Return what a file is called in messages."""
+        return str(self.place / file)
+
+    def description(self, file: str) -> bytes:
+        """Return the content of the file that says what the others are."""
+        try:
+            return (self.place / file).read_bytes()
+        except OSError:
+            remedy = "give a directory that `mrrcnn shard` has finished"
+            raise BadInput(f"{self.name(file)}: is missing; {remedy}") from None
+
+    def content(self, file: str, sha256: str) -> bytes:
+        """Return the content of a small file, which has this checksum."""
+        try:
+            content = (self.place / file).read_bytes()
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise BadInput(
+                f"{self.name(file)}: is missing or damaged; copy it again or make the shards again"
+            )
+        return content
+
+    def read(self, shard: dict, offset: int, size: int) -> bytes:
+        """Return bytes of a shard, a row of dataset.json; fewer where it ends.
+
+        Raises:
+            BadInput: it cannot be opened.
+        """
+        return os.pread(self._file(shard["name"]), size, offset)
+
+    def open(self, shard: dict) -> BinaryIO:
+        """Return a whole shard to read and seek in; raises as `read`."""
+        try:
+            return open(self.place / shard["name"], "rb")
+        except OSError as error:
+            raise BadInput(
+                f"{self.name(shard['name'])}: cannot be read ({error.strerror}); "
+                "copy it again or make the shards again"
+            ) from None
+
+    def forget(self, shard: dict) -> None:
+        """Open a shard anew next time: it may have been replaced."""
+        if shard["name"] in self._files:
+            os.close(self._files.pop(shard["name"]))
+
+    def _file(self, file: str) -> int:
+        if file not in self._files:
+            if len(self._files) >= MAX_OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            try:
+                self._files[file] = os.open(self.place / file, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise BadInput(
+                    f"{self.name(file)}: cannot be read ({error.strerror}); copy it again"
+                ) from None
+        return self._files[file]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+
+class RemoteStore:
+    """The files behind a URL; the methods are those of `LocalStore`.
+
+    Shards are downloaded whole into the cache, and opened for each read: then what is evicted is gone, and
+    the cap of the cache is one of the disk. A shard that is damaged behind its URL is read as it is: the
+    checksum of each sample tells which ones are damaged.
+    """
+
+    def __init__(self, place: str, cache: Cache):
+        check_url(place)
+        self.place, self.cache = place.rstrip("/"), cache
+        self._opened = time.time()
+
+    def name(self, file: str) -> str:
+        return shown(self._url_of(file))
+
+    def description(self, file: str) -> bytes:
+        return read_url(self._url_of(file))
+
+    def content(self, file: str, sha256: str) -> bytes:
+        return self.cache.read(self._url_of(file), sha256)
+
+    def read(self, shard: dict, offset: int, size: int) -> bytes:
+        descriptor = self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"])
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def open(self, shard: dict) -> BinaryIO:
+        return open(self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"]), "rb")
+
+    def forget(self, shard: dict) -> None:
+        """Remove a shard from the cache: its copy has been damaged there, or came so to an earlier store.
+
+        One that came damaged to this store stays: it was fetched twice, and would be again for each sample.
+        """
+        self.cache.forget(shard["sha256"], before=self._opened)
+
+    def _url_of(self, file: str) -> str:
+        return f"{self.place}/{file}"
+
+
+Store = LocalStore | RemoteStore
+
+
+def open_store(place: str | Path, cache: Cache | None = None) -> Store:
+    """Return the store of a directory, or of an fsspec URL behind a cache, by default the user's."""
+    if is_remote(place):
+        return RemoteStore(str(place), cache or cache_at())
+    return LocalStore(local_path(place))

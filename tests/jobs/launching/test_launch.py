@@ -1,0 +1,98 @@
+"""The same task under every launcher; killed workers come back; one clear line when they cannot help it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import JobFailed
+from jobs.launching.environment import worker_environment
+from jobs.launching.launch import launch
+from shards.errors import BadInput
+from tests.jobs import tasks
+
+ROOT = Path(__file__).resolve().parents[3]
+DRIVER = """
+import sys
+from pathlib import Path
+from jobs.launching.launch import launch
+from tests.jobs import tasks
+out = Path(sys.argv[1])
+launch(tasks.linger, {"out": str(out)}, out / "scratch", 1, sys.argv[2])
+"""
+
+
+def test_one_local_process_is_a_world_of_one(tmp_path, capsys):
+    launch(tasks.add_ranks, {"out": str(tmp_path)}, tmp_path / "scratch", 1, "local")
+    assert (tmp_path / "rank-0").read_text() == "1"
+    assert capsys.readouterr().out == "  sum 1 of 1 ranks\n"
+
+
+def test_a_local_world_of_two_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="--workers 1"):
+        launch(tasks.add_ranks, {"out": str(tmp_path)}, tmp_path / "scratch", 2, "local")
+
+
+def test_torchrun_brings_a_killed_rank_back_and_shows_rank_0s_lines(tmp_path, capsys):
+    launch(tasks.die_once, {"out": str(tmp_path)}, tmp_path / "scratch", 2, "torchrun")
+    assert (tmp_path / "died").exists()
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    assert capsys.readouterr().out == "  sum 3 of 2 ranks\n"
+
+
+def test_a_users_error_in_a_worker_is_one_line_and_is_not_tried_again(tmp_path):
+    with pytest.raises(BadInput, match=r"^cat\.json: annotation 7 has no area; remove it$"):
+        launch(tasks.refuse, {"out": str(tmp_path)}, tmp_path / "scratch", 2, "torchrun")
+    assert (tmp_path / "tries-0").read_text() == "x"
+
+
+def test_a_defect_of_ours_is_one_line_that_names_the_traceback(tmp_path):
+    scratch = tmp_path / "scratch"
+    with pytest.raises(JobFailed, match=rf"^no such thing; see {scratch}/traceback\.txt$"):
+        launch(tasks.crash, {}, scratch, 1, "local")
+    assert (
+        "def crash" in (scratch / "traceback.txt").read_text()
+        or "in crash" in (scratch / "traceback.txt").read_text()
+    )
+
+
+def test_workers_of_a_killed_driver_die(tmp_path):
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), "torchrun"], cwd=ROOT)
+    pid = int(_wait_for(tmp_path / "pid-0"))
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    for _ in range(600):
+        if not _alive(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the worker outlived its driver by a minute")
+
+
+def test_ranks_share_the_cores_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [worker_environment(workers)["OMP_NUM_THREADS"] for workers in (1, 3, 9)] == ["8", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert worker_environment(3)["OMP_NUM_THREADS"] == "5"
+    assert worker_environment(1)["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+
+
+def _wait_for(path: Path) -> str:
+    for _ in range(1200):
+        if path.exists() and (text := path.read_text()):
+            return text
+        time.sleep(0.1)
+    pytest.fail(f"{path} did not appear in two minutes")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -1,0 +1,85 @@
+"""Ray Train as a launcher: killed workers and killed drivers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.launching.ray_launch import _has_gpus
+from shards.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[3]
+# In a process of its own: Ray reads its settings when it is imported.
+DRIVER = """
+import sys
+from pathlib import Path
+from jobs.launching.launch import launch
+from tests.jobs import tasks
+out = Path(sys.argv[1])
+for number, name in enumerate(sys.argv[2:]):
+    launch(getattr(tasks, name), {"out": str(out)}, out / f"scratch-{number}", 2, "ray")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_drivers_and_workers_under_ray_and_a_users_error(tmp_path):
+    """One cluster after the other: each start takes seconds.
+
+    A driver is killed and leaves no worker behind; the same command then works although a worker is
+    killed in it; and what is wrong with the user's data is one line, not tried again.
+    """
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), "linger"], cwd=ROOT)
+    pids = [int(_wait_for(tmp_path / f"pid-{rank}")) for rank in (0, 1)]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    done = _drive(tmp_path, "die_then_refuse")
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert (tmp_path / "died").exists()
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    assert "  sum 3 of 2 ranks\n" in done.stdout
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("BadInput: cat.json: annotation 7 has no area; remove it")
+    assert (tmp_path / "tries-0").read_text() == "x"
+
+
+def test_fewer_gpus_than_workers_is_refused_and_none_means_the_cpu():
+    assert _has_gpus({"CPU": 4.0, "GPU": 2.0}, 2)
+    assert not _has_gpus({"CPU": 4.0}, 2)
+    with pytest.raises(BadInput, match="use --workers 1"):
+        _has_gpus({"GPU": 1.0}, 2)
+
+
+STAND_IN = """
+import os
+def is_initialized(): return False
+def init(address, include_dashboard, **_):
+    print(address, include_dashboard, os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+
+
+def test_a_private_cluster_has_no_dashboard_and_wants_a_token_of_its_own(tmp_path):
+    (tmp_path / "ray.py").write_text(STAND_IN)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "RAY_ADDRESS": "somebody:6379"}
+    code = "from jobs.launching.ray_launch import connect; connect(None, 1)"
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
+    assert said == "local False token 64\n"
+
+
+def _drive(folder: Path, *names: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", DRIVER, str(folder), *names]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def _wait_for(path: Path) -> str:
+    for _ in range(3000):
+        if path.exists() and (text := path.read_text()):
+            return text
+        time.sleep(0.1)
+    pytest.fail(f"{path} did not appear in five minutes")

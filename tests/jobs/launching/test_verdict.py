@@ -1,0 +1,87 @@
+"""An error that repeats itself ends the job with a report; one that comes of a dead peer never does."""
+
+import json
+
+import pytest
+import torch.distributed as dist
+
+from jobs.launching.verdict import VERDICT, Judging
+from pipeline.lease import StaleAttempt, Superseded
+from pipeline.notice import Preempted
+from pipeline.step_note import InStep
+from pipeline.train import NonFiniteLoss
+from shards.errors import BadInput
+
+
+def end_with(scratch, error, step=7, rank="0", monkeypatch=None):
+    with pytest.raises(type(error)), Judging(scratch), InStep(step):
+        raise error
+
+
+@pytest.fixture(autouse=True)
+def rank(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+
+
+def verdict(scratch):
+    path = scratch / VERDICT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_the_same_error_twice_in_the_same_step_is_told_with_its_step(tmp_path, monkeypatch):
+    end_with(tmp_path, RuntimeError("out of memory: process 17"))
+    assert verdict(tmp_path) is None
+    monkeypatch.setenv("RANK", "3")
+    end_with(tmp_path, RuntimeError("out of memory: process 18"))
+    found = verdict(tmp_path)
+    assert found["message"] == (
+        "twice the same error, so it is not tried again: out of memory: process 18 (in step 7)"
+    )
+    assert not found["expected"], "so that the line names the traceback"
+    assert "in end_with" in found["traceback"] and "in step 7" in found["traceback"]
+
+
+def test_in_another_step_at_another_place_or_of_another_kind_it_is_tried_again(tmp_path):
+    end_with(tmp_path, RuntimeError("out of memory"))
+    end_with(tmp_path, RuntimeError("out of memory"), step=8)
+    end_with(tmp_path, OSError("out of memory"), step=8)
+    with pytest.raises(RuntimeError), Judging(tmp_path), InStep(8):
+        raise RuntimeError("out of memory")
+    assert verdict(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+        dist.DistBackendError("NCCL communicator was aborted"),
+        ConnectionResetError("Connection reset by peer"),
+        Superseded("the workers were started again"),
+    ],
+)
+def test_a_dead_or_newer_peer_is_never_held_against_the_job(tmp_path, error):
+    for _ in range(3):
+        end_with(tmp_path, error)
+    assert verdict(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "stopped", "of_the_user"),
+    [
+        (BadInput("a.json: is empty"), False, True),
+        (NonFiniteLoss("step 7"), False, False),
+        (StaleAttempt("attempt 1 is over"), False, False),
+        (Preempted("asked to stop"), True, False),
+    ],
+)
+def test_what_a_new_try_would_only_repeat_is_final_at_once(tmp_path, error, stopped, of_the_user):
+    end_with(tmp_path, error)
+    found = verdict(tmp_path)
+    assert (found["message"], found["stopped"], found["input"]) == (str(error), stopped, of_the_user)
+
+
+def test_the_end_of_a_process_is_no_error(tmp_path):
+    for kind in (KeyboardInterrupt, SystemExit):
+        for _ in range(2):
+            end_with(tmp_path, kind())
+    assert verdict(tmp_path) is None

@@ -1,0 +1,277 @@
+"""What `submit` sends, and that the job's exit code comes back."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.job_submission import JobStatus
+
+import jobs.submission.follow
+import jobs.submission.submit
+from configs.load import parse_config
+from jobs.errors import JobFailed
+from jobs.submission.package import packaged
+from jobs.submission.submit import entrypoint, operator_fault, submit
+from shards.errors import BadInput
+
+HEAD = "http://head:8265"
+CONFIG = parse_config({"seed": 7, "data": {"train": "/nfs/train", "val": "/nfs/val"}})
+
+
+class Client:
+    """A job server that runs nothing: its jobs end with `code` when their log has been told."""
+
+    def __init__(self, code=0, log=("baseline: starting\n", "report: starting\n")):
+        self.code, self.log, self.jobs, self.stopped = code, log, [], []
+
+    def submit_job(self, entrypoint, runtime_env, submission_id, metadata):
+        if submission_id in [job.submission_id for job in self.jobs]:
+            raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+        self.entrypoint, self.variables = entrypoint, runtime_env["env_vars"]
+        with zipfile.ZipFile(runtime_env["working_dir"]) as archive:
+            self.package = {name: archive.read(name) for name in archive.namelist()}
+        self.path = Path(runtime_env["working_dir"])
+        self.add(submission_id, metadata)
+        return submission_id
+
+    def add(self, name, metadata, status=JobStatus.RUNNING):
+        job = SimpleNamespace(submission_id=name, metadata=metadata, status=status, driver_exit_code=None)
+        self.jobs.append(job)
+        return job
+
+    def list_jobs(self):
+        return list(self.jobs)
+
+    async def tail_job_logs(self, name):
+        for text in self.log:
+            yield text
+        self.end(name, JobStatus.FAILED if self.code else JobStatus.SUCCEEDED, self.code)
+
+    def end(self, name, status, code):
+        job = self.get_job_info(name)
+        job.status, job.driver_exit_code = status, code
+
+    def get_job_info(self, name):
+        return next(job for job in self.jobs if job.submission_id == name)
+
+    def stop_job(self, name):
+        self.stopped.append(name)
+        self.end(name, JobStatus.STOPPED, None)
+
+
+@pytest.fixture
+def client(monkeypatch):
+    client = Client()
+    monkeypatch.setattr(jobs.submission.submit, "connect", lambda address: client)
+    monkeypatch.setattr(jobs.submission.follow, "POLL_S", 0)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return client
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 137])
+def test_the_log_is_shown_and_the_exit_code_passed_on(client, capsys, code):
+    client.code = code
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == code
+    assert "baseline: starting\nreport: starting\n" in capsys.readouterr().out
+
+
+def test_mlflow_is_the_submitters_else_the_clusters_else_beside_the_run(client, monkeypatch):
+    submit(CONFIG, "/nfs/runs/one", 1, HEAD)
+    assert "MLFLOW_TRACKING_URI" not in client.variables
+    shown = f"{client.entrypoint.split(' && ')[0]} && echo $MLFLOW_TRACKING_URI"
+
+    def said(**variables):
+        return subprocess.check_output(shown, shell=True, env=variables, text=True).strip()
+
+    assert said() == "sqlite:////nfs/runs/mlflow.db"
+    assert said(MLFLOW_TRACKING_URI="http://cluster:5000") == "http://cluster:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    submit(CONFIG, "/nfs/runs/two", 1, HEAD)
+    assert client.variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
+def test_a_live_job_of_the_same_command_is_followed_and_no_other_started(client, capsys):
+    client.code = 1
+    submit(CONFIG, "/nfs/run", 4, HEAD)
+    client.end(client.jobs[0].submission_id, JobStatus.RUNNING, None)
+    client.code = 0
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 0
+    assert len(client.jobs) == 1
+    assert "is running it already; no other is started" in capsys.readouterr().out
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 0
+    assert len({job.submission_id for job in client.jobs}) == 2, "it had ended: the next goes on"
+
+
+def test_a_live_job_with_other_settings_is_named(client):
+    submit(CONFIG, "/nfs/run", 4, HEAD)
+    client.end(client.jobs[0].submission_id, JobStatus.PENDING, None)
+    with pytest.raises(BadInput, match=rf"job {client.jobs[0].submission_id} is running it with other set"):
+        submit(CONFIG, "/nfs/run", 2, HEAD)
+    assert submit(CONFIG, "/nfs/other", 2, HEAD) == 0
+
+
+def test_of_two_that_submit_at_once_the_second_follows_the_first(client, monkeypatch):
+    real = jobs.submission.submit._live
+    monkeypatch.setattr(jobs.submission.submit, "_name", lambda *args: "mrrcnn-run-1")
+    submit(CONFIG, "/nfs/run", 4, HEAD)
+    client.end("mrrcnn-run-1", JobStatus.RUNNING, None)
+    monkeypatch.setattr(jobs.submission.submit, "_live", Late(real))
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 0
+    assert len(client.jobs) == 1
+
+
+class Late:
+    """Sees no live job at first: another submission comes in between."""
+
+    def __init__(self, look):
+        self.look, self.calls = look, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return None if self.calls == 1 else self.look(*args)
+
+
+def test_a_broken_connection_is_taken_up_again_and_nothing_is_shown_twice(client, capsys):
+    told = ["one\n", "two\n", "three\n"]
+    cuts = iter([1, 0, 2])
+
+    async def tail(name):
+        for text in told[: (cut := next(cuts, 3))]:
+            yield text
+        if cut < 3:
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+        client.end(name, JobStatus.SUCCEEDED, 0)
+
+    client.tail_job_logs = tail
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 0
+    assert "one\ntwo\nthree\n" in capsys.readouterr().out
+
+
+def test_a_job_server_that_stays_away_is_one_line_that_says_what_to_do(client, monkeypatch):
+    def away(name):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(jobs.submission.follow, "PATIENCE_S", 0)
+    client.tail_job_logs = away
+    with pytest.raises(JobFailed, match="the same command follows it"):
+        submit(CONFIG, "/nfs/run", 4, HEAD)
+
+
+@pytest.mark.parametrize(("answer", "stopped"), [("y", True), ("", False), ("n", False), (None, False)])
+def test_ctrl_c_asks_at_a_terminal_and_leaves_the_job_alone_without_one(
+    client, monkeypatch, capsys, answer, stopped
+):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    client.tail_job_logs = interrupted
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: answer is not None))
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 130
+    name = client.jobs[0].submission_id
+    assert client.stopped == ([name] if stopped else [])
+    said = capsys.readouterr().out
+    assert ("STOPPED" in said) == stopped
+    assert (f"ray job stop {name} --address {HEAD}" in said) != stopped
+
+
+@pytest.mark.parametrize("where", ["config", "environment"])
+def test_a_password_that_ray_would_show_is_refused_without_showing_it(client, monkeypatch, where):
+    uri = "http://me:sentinel@mlflow:5000"
+    tree = CONFIG.model_dump(mode="json")
+    if where == "config":
+        tree["tracking"]["uri"] = uri
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(BadInput, match="MLFLOW_TRACKING_PASSWORD") as raised:
+        submit(parse_config(tree), "/nfs/run", 1, HEAD)
+    assert "sentinel" not in str(raised.value) and not client.jobs
+
+
+def test_shards_at_a_url_are_no_relative_path(client):
+    tree = CONFIG.model_dump(mode="json")
+    tree["data"]["train"] = "s3://bucket/train"
+    assert submit(parse_config(tree), "/nfs/run", 1, HEAD) == 0
+    tree["data"]["train"] = "https://me:sentinel@host/train"
+    with pytest.raises(BadInput, match="password"):
+        submit(parse_config(tree), "/nfs/run", 1, HEAD)
+
+
+def test_the_package_holds_the_code_the_operator_and_the_resolved_config(client, tmp_path, monkeypatch):
+    root = tmp_path / "repository"
+    for name in ("ops/_C_cpu.so", "ops/csrc/cpu/kernel.cpp", "jobs/cli.py", "configs/demo.yaml"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    for name in (
+        "runs/x/ledger.json",
+        ".venv/lib/torch.py",
+        "data/a.json",
+        "jobs/__pycache__/cli.py",
+        "ops/x.o",
+    ):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.setattr("jobs.submission.package.ROOT", root)
+    submit(CONFIG, "/nfs/run", 4, HEAD)
+    assert sorted(client.package) == [
+        "configs/demo.yaml",
+        "jobs/cli.py",
+        "ops/_C_cpu.so",
+        "ops/csrc/cpu/kernel.cpp",
+        "submitted.yaml",
+    ]
+    assert b"seed: 7" in client.package["submitted.yaml"]
+    assert not client.path.parent.exists(), "the package is gone once it is sent"
+
+
+def test_the_same_code_is_the_same_package():
+    with packaged() as first, packaged() as second:
+        assert first.name == second.name
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_job_proves_its_operator_and_then_runs_under_ray():
+    _, check, run = entrypoint("/nfs/my run", 4, "refine", 2).split(" && ")
+    assert check.startswith("python -m jobs.submission.submit ")
+    assert "run submitted.yaml --run-dir '/nfs/my run' --workers 4 --launcher ray --address auto" in run
+    assert run.endswith("--redo refine --min-workers 2")
+
+
+def test_an_operator_that_did_not_come_along_stops_the_job(monkeypatch):
+    monkeypatch.setattr(
+        "ops.backend_info", lambda: {"backend": "reference", "reason": "_C_cpu.so is not built"}
+    )
+    assert "_C_cpu.so is not built" in operator_fault("cpu")
+    assert not operator_fault("reference")
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.val", "model.weights"])
+def test_relative_paths_are_refused_since_the_job_runs_elsewhere(client, key):
+    section, name = key.split(".")
+    tree = CONFIG.model_dump(mode="json")
+    tree[section][name] = "somewhere/else"
+    with pytest.raises(BadInput, match=f"^{key}=somewhere/else: is relative"):
+        submit(parse_config(tree), "/nfs/run", 1, HEAD)
+
+
+def test_nobody_at_the_address_is_one_line():
+    with pytest.raises(BadInput, match=r"http://127\.0\.0\.1:9: no Ray job server"):
+        submit(CONFIG, "/nfs/run", 1, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3:8265", "", "head"])
+def test_an_address_that_is_no_url_is_refused(address):
+    with pytest.raises(BadInput, match="is no URL of a job server"):
+        jobs.submission.submit.connect(address)
+
+
+def test_a_relative_mlflow_file_is_refused(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(BadInput, match=r"MLFLOW_TRACKING_URI=mlflow\.db: is relative"):
+        jobs.submission.submit._check_paths(CONFIG, "/shared/run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////shared/mlflow.db")
+    jobs.submission.submit._check_paths(CONFIG, "/shared/run")

@@ -1,0 +1,183 @@
+"""A sweep trains once what rows share, does nothing twice, and lets no row stop another: with stand-ins."""
+
+import json
+
+import pytest
+import yaml
+
+import jobs.sweeping.rows
+import jobs.sweeping.sweep
+from jobs.errors import JobFailed, Stopped
+from jobs.ledger import Ledger
+from jobs.stages import EVALUATED
+from jobs.sweeping.sweep import run_sweep
+from pipeline.evaluate import measure
+from pipeline.lease import LeaseHeld, acquire
+from pipeline.scoring.analysis import analyse
+from pipeline.scoring.coco_ap import prepare_annotations
+from shards.errors import BadInput
+from tests.pipeline.coco_cases import random_case
+
+COCO, RESULTS = random_case(31, images=4)
+ROWS = [
+    {"name": "base", "cells": ["base"], "network": "baseline", "paper": "val-R-50-FPN-base"},
+    {"name": "mr", "cells": ["mr"], "paper": "val-R-50-FPN-alpha1"},
+    {"name": "alpha 2", "cells": ["mr"], "set": {"test.alpha": 2.0}, "paper": "val-R-50-FPN-alpha2"},
+    {"name": "rm", "cells": ["rm"], "set": {"refine.use_sara": False}},
+    {"name": "control", "cells": ["control"], "network": "control"},
+]
+
+
+class SilentTracker:
+    def __init__(self, *_):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.told.append((name, args))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+class Bench:
+    """Sweeps whose trainings and evaluations only leave what the real ones leave behind."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.did, self.broken = folder, [], {}
+        (folder / "base.yaml").write_text(
+            yaml.safe_dump(
+                {"data": {"train": "shards/train", "val": "shards/val"}, "model": {"norm": "group"}}
+            )
+        )
+        monkeypatch.setattr(jobs.sweeping.rows, "run_pipeline", self.train)
+        monkeypatch.setattr(jobs.sweeping.rows, "_evaluate", self.evaluate)
+        monkeypatch.setattr(jobs.sweeping.rows, "dataset_hash", lambda place, _: f"hash of {place}")
+        self.trackers = []
+        monkeypatch.setattr("pipeline.tracking.tracker.Tracker", self.tracker)
+
+    def tracker(self, *arguments):
+        self.trackers.append(SilentTracker())
+        return self.trackers[-1]
+
+    def train(self, config, place, *_, stages, lender):
+        self.did.append(place.name.split("-")[0])
+        for stage in stages[1:]:
+            (place / stage).mkdir(parents=True, exist_ok=True)
+            (place / stage / "weights.safetensors").write_bytes(b"w")
+        assert (lender is None) == (stages[-1] == "baseline")
+        ledger = Ledger.load(place)
+        for stage in stages:
+            ledger.begin(stage, {}, 1)
+            if stage in self.broken:
+                raise self.broken[stage]
+            ledger.finish(stage, {})
+
+    def evaluate(self, job, weights):
+        assert weights.is_file() and weights.parent.name == EVALUATED[job.network]
+        self.did.append(job.name)
+        if job.name in self.broken:
+            raise self.broken[job.name]
+        folder = jobs.sweeping.rows.evaluated_dir(job)
+        folder.mkdir(parents=True)
+        truth = prepare_annotations(COCO)
+        trees = {
+            "metrics": measure(COCO, RESULTS),
+            "coco_results": RESULTS,
+            "source": {"shards": "gone"},
+            "analysis": analyse(truth, RESULTS, 5),
+        }
+        for name, tree in trees.items():
+            (folder / f"{name}.json").write_text(json.dumps(tree))
+
+    def sweep(self, rows=ROWS, name="table", *overrides, **changes):
+        tree = {"title": "t", "columns": ["network"], "measures": ["AP_b", "AP_m"]}
+        tree["configs"] = {"base": {"file": "base.yaml"}}
+        rows = [{"config": "base", **row} for row in rows]
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**tree, "rows": rows, **changes}))
+        self.did = []
+        return run_sweep(str(path), list(overrides), self.folder / "runs", 1, "local", None, None)
+
+
+def test_what_rows_share_is_trained_once_and_nothing_is_done_twice(bench):
+    assert bench.sweep() == 0
+    assert bench.did == [
+        *("baseline", "base"),
+        *("refine", "mr", "alpha 2"),
+        *("refine", "rm", "control", "control"),
+    ]
+    assert bench.sweep() == 0
+    assert bench.did == []
+
+
+def test_another_table_in_the_same_folder_shares_and_another_setting_does_not(bench):
+    bench.sweep()
+    assert (
+        bench.sweep([{"name": "alpha=5", "cells": ["5"], "set": {"test.alpha": 5.0}}, ROWS[1]], "other") == 0
+    )
+    assert bench.did == ["alpha=5"]
+    bench.sweep(ROWS[:2], "table", "seed=1")
+    assert bench.did == ["baseline", "base", "refine", "mr"]
+
+
+def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(bench, capsys):
+    bench.broken = {"refine": JobFailed("no\nluck"), "control": KeyError("ours")}
+    assert bench.sweep() == 1
+    assert bench.did == ["baseline", "base", "refine", "refine", "refine", "control"]
+    said = capsys.readouterr().err.splitlines()
+    assert "mrrcnn: row mr: no luck" in said
+    assert len(said) == 4 and "control.traceback.txt" in said[3]
+    report = (bench.folder / "runs/table/report.md").read_text()
+    assert "Not done: mr: no luck" in report and "| base |" in report
+    bench.broken = {}
+    assert bench.sweep() == 0
+    assert bench.did == ["refine", "mr", "alpha 2", "refine", "rm", "control", "control"]
+
+
+def test_data_or_weights_that_are_missing_fail_their_row_alone(bench, capsys):
+    rows = [ROWS[0], {"name": "other", "cells": ["o"], "set": {"model.weights": "/nowhere.pt"}}]
+    assert bench.sweep(rows) == 1
+    assert bench.did == ["baseline", "base"]
+    assert "row other: /nowhere.pt: cannot be read" in capsys.readouterr().err
+
+
+def test_being_asked_to_stop_stops_the_sweep(bench):
+    bench.broken = {"baseline": Stopped("asked to stop")}
+    with pytest.raises(Stopped):
+        bench.sweep()
+    assert bench.did == ["baseline"]
+
+
+def test_bad_usage_is_refused_before_anything_runs(bench):
+    with pytest.raises(ValueError, match="val-nothing is no row of"):
+        bench.sweep([{**ROWS[0], "paper": "val-nothing"}])
+    bench.did, path = [], bench.folder / "table.yaml"
+    path.write_text(path.read_text().replace("val-nothing", "val-R-50-FPN-base"))
+    with pytest.raises(BadInput, match="--workers 3: does not divide"):
+        run_sweep(str(path), [], bench.folder / "runs", 3, "torchrun", None, None)
+    with pytest.raises(ValueError, match="--parallel 2: rows run beside each other over Ray"):
+        run_sweep(str(path), [], bench.folder / "runs", 1, "local", None, 2)
+    with acquire(bench.folder / "runs"), pytest.raises(LeaseHeld):
+        bench.sweep()
+    assert bench.did == []
+
+
+def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
+    bench.sweep(curve="test.alpha")
+    ours = 100 * measure(COCO, RESULTS)["bbox"]["AP"]
+    summary = json.loads((bench.folder / "runs/table/summary.json").read_text())
+    assert summary["rows"]["base"]["ours"]["box AP"] == pytest.approx(ours)
+    assert summary["rows"]["base"]["difference"]["box AP"] == pytest.approx(ours - 37.8)
+    assert len(summary["differences"]) == 10 * 4
+    plain = [item for item in summary["differences"] if not item["measure"].startswith("huddled")]
+    assert {item["difference"] for item in plain} == {0}
+    report = (bench.folder / "runs/table/report.md").read_text()
+    assert f"| base | {ours:.1f} (37.8, {ours - 37.8:+.1f}) |" in report
+    assert "figures/curve.png" in report and "figures/huddledness-0.png" in report
+    told = bench.trackers[-1].told
+    tags = {args[0]: args[1] for name, args in told if name == "log_tags"}
+    assert tags["mr"]["column.network"] == "mr" and tags["mr"]["mrrcnn.table"] == "table"
+    metrics = {args[0]: args[1] for name, args in told if name == "log_metrics"}
+    assert metrics["base"]["minus_paper_box_AP"] == pytest.approx(ours - 37.8)

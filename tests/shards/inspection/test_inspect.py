@@ -1,0 +1,158 @@
+"""Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
+
+import re
+import shutil
+import tarfile
+
+import pytest
+from PIL import Image
+
+from shards.boxes import huddled, largest_overlap
+from shards.errors import BadInput
+from shards.inspection import charts
+from shards.inspection.inspect import inspect_shards
+from shards.inspection.tally import Tally
+from shards.read import ShardDataset
+from shards.storage.cache import Cache
+from tests.shards.coco_case import HEIGHT, WIDTH, flip_byte
+from tests.shards.http_folder import served
+
+
+def test_whole_shards_are_counted_and_drawn(case):
+    case.shard()
+    found = inspect_shards(case.out, case.root / "sheet" / "sheet.png")
+    assert found["damaged"] == []
+    assert (found["images"], found["instances"], found["crowds"]) == (4, 4, 1)
+    assert found["images_without_instances"] == 1
+    assert found["categories"] == {"a": 1, "m": 1, "z": 2}
+    assert found["area"] == {"small": 3, "medium": 1, "large": 0}
+    assert found["huddled"] == 0.5
+    assert found["instances_per_image"] == {"min": 0, "median": 1.5, "max": 2}
+    with Image.open(found["contact_sheet"]) as sheet:
+        assert sheet.size == (4 * 260 - 4, 256)
+    assert found["statistics"] == str(case.root / "sheet" / "statistics.png")
+    with Image.open(found["statistics"]) as charts:
+        assert charts.format == "PNG" and min(charts.size) >= 600
+
+
+def test_damage_is_listed_with_shard_and_key_and_the_rest_is_still_counted(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / "copy")
+    shard = next((tmp_path / "copy").glob("*.tar"))
+    with tarfile.open(shard) as tar:
+        offset = next(member.offset_data for member in tar if member.name.endswith("7.jpg"))
+    flip_byte(shard, offset + 100)
+    found = inspect_shards(tmp_path / "copy")
+    assert len(found["damaged"]) == 2
+    assert all(str(shard) in line for line in found["damaged"])
+    assert "000000000007.jpg" in found["damaged"][1]
+    assert 0 < found["instances"] < inspect_shards(sharded, tmp_path / "other.png")["instances"]
+
+
+def test_even_a_byte_between_members_is_noticed(case):
+    case.shard()
+    flip_byte(case.out / "instances-000000.tar", 200)
+    assert "do not match their checksum" in inspect_shards(case.out)["damaged"][0]
+
+
+def test_a_member_that_could_be_unpacked_elsewhere_is_named(case):
+    case.shard()
+    with tarfile.open(case.out / "instances-000000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("../escaped"))
+    assert any("'../escaped'" in line for line in inspect_shards(case.out)["damaged"])
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(5, True), (6, False)])
+def test_huddled_begins_at_an_iou_of_three_tenths(shift, expected):
+    """Boxes of 10 x 1 shifted by s overlap at (10 - s) / (10 + s): 0.333 and 0.25."""
+    boxes = [{"bbox": [0, 0, 10, 1]}, {"bbox": [shift, 0, 10, 1]}, {"bbox": [0, 0, 10, 1], "iscrowd": 1}]
+    assert huddled(boxes).tolist() == [expected, expected, False]
+
+
+def test_the_largest_overlap_is_drawn_and_crowds_are_nobodys_other():
+    """Of three boxes in a row, 10 wide and 5 apart, the middle one overlaps both by a third."""
+    boxes = [{"bbox": [x, 0, 10, 1]} for x in (0, 5, 10)]
+    assert largest_overlap([*boxes, {"bbox": [0, 0, 10, 1], "iscrowd": 1}]).tolist() == [*[5 / 15] * 3, 0]
+
+
+def test_an_area_that_the_source_does_not_state_is_the_masks(case):
+    for annotation in case.tree["annotations"]:
+        del annotation["area"]
+    case.shard()
+    assert inspect_shards(case.out)["area"] == {"small": 3, "medium": 1, "large": 0}
+
+
+def test_an_image_list_without_annotations_is_drawn_too(case):
+    del case.tree["annotations"]
+    case.shard()
+    found = inspect_shards(case.out)
+    assert (found["instances"], found["huddled"]) == (0, None)
+    assert (case.out / "statistics.png").is_file()
+
+
+def test_the_picture_names_the_largest_categories_and_what_the_others_hold(monkeypatch, case, tmp_path):
+    case.shard()
+    rows = ShardDataset(case.out).entries.rows
+    names = {number: f"$ kind {number:02d}" for number in range(40)}
+    tally = Tally(names)
+    for number in names:
+        single = [{"bbox": [0, 0, 9, 9], "area": 81, "category_id": number}] * (number + 1)
+        tally.add({"annotations": single})
+    seen = []
+    monkeypatch.setattr(charts, "_finish", lambda axis, title, *labels: seen.append((axis, title)))
+    charts.draw_charts(rows, tally, tmp_path / "a.png")
+    axis, title = seen[-1]
+    assert title == "30 of 40 categories; 10 more hold 55"
+    assert [label.get_text() for label in axis.get_yticklabels()][:2] == [r"\$ kind 39", r"\$ kind 38"]
+    assert [bar.get_width() for bar in axis.patches] == list(range(40, 10, -1))
+
+
+def test_boxes_without_area_do_not_huddle():
+    assert huddled([{"bbox": [3, 3, 0, 0]}, {"bbox": [3, 3, 0, 0]}]).tolist() == [False, False]
+    assert huddled([]).tolist() == []
+
+
+def test_a_missing_shard_is_one_line_however_many_samples_it_had(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / "copy")
+    gone = sorted((tmp_path / "copy").glob("*.tar"))[0]
+    gone.unlink()
+    found = inspect_shards(tmp_path / "copy")
+    assert len(found["damaged"]) == 1 and str(gone) in found["damaged"][0]
+
+
+def test_an_image_whose_decoder_complains_is_listed_though_nothing_is_damaged_since(case):
+    """A stretch of its coded pixels stands there twice: sharding passes it, training decodes it, wrongly."""
+    path = case.images / "a.jpg"
+    Image.effect_noise((WIDTH, HEIGHT), 90).convert("RGB").save(path, quality=95)
+    content = path.read_bytes()
+    middle = len(content) * 3 // 4
+    path.write_bytes(content[:middle] + content[middle - 200 : middle] + content[middle:])
+    case.shard()
+    found = inspect_shards(case.out)
+    assert found["damaged"] == [] and len(found["complaints"]) == 1
+    assert re.search(r"000000000007\.jpg: decodes, but: Corrupt JPEG data", found["complaints"][0])
+
+
+def test_shards_behind_a_url_are_inspected_as_those_of_a_directory(case, tmp_path, monkeypatch):
+    case.shard()
+    cache = Cache(str(tmp_path / "cache"), 10**9)
+    with served(case.out) as server:
+        found = inspect_shards(server.url, tmp_path / "pictures" / "sheet.png", cache)
+        local = inspect_shards(case.out)
+        pictures = {"contact_sheet", "statistics"}
+        assert {name: found[name] for name in found.keys() - pictures} == {
+            name: local[name] for name in local.keys() - pictures
+        }
+        with pytest.raises(BadInput, match="is a URL; give --out"):
+            inspect_shards(server.url, cache=cache)
+        flip_byte(
+            next((tmp_path / "cache").glob(ShardDataset(case.out).description["shards"][0]["sha256"])), 700
+        )
+        assert inspect_shards(server.url, tmp_path / "sheet.png", cache)["damaged"] == [], "fetched again"
+        flip_byte(case.out / "instances-000000.tar", 700)
+        for copy in (tmp_path / "cache").iterdir():
+            copy.unlink()
+        damaged = inspect_shards(server.url, tmp_path / "sheet.png", cache)["damaged"]
+        assert [line.replace(server.url, str(case.out)) for line in damaged] == inspect_shards(case.out)[
+            "damaged"
+        ], "shard and sample, as of a directory"
+        assert len(damaged) == 2
