@@ -1,31 +1,25 @@
 """`mrrcnn sweep`: a table's rows, what is not there done, the rest taken as it is, and the report."""
 
-import os
-import shutil
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import configs
 from configs.load import ConfigError
-from configs.schema import CocoSource, Config, Data, Source
-from configs.sweep import Preset, Row, Sweep, load_sweep, paper_rows, row_config
+from configs.schema import Config
+from configs.sweep import Row, Sweep, load_sweep, paper_rows, row_config
 from jobs.checks import check_sources, check_weights, check_workers, local_path
 from jobs.console import say, show_table
 from jobs.errors import Stopped
-from jobs.inputs import file_hash
-from jobs.ledger import hash_of
-from jobs.summary import showing_findings
+from jobs.sweeping.data import make_data, shards_of_source, synthetic_dir
 from jobs.sweeping.rows import RowJob, do_row, evaluated_dir, is_done
+from jobs.sweeping.tracking import tell, tracked
 from pipeline.lease import acquire
 from pipeline.report.table import TableForm, TableRow, row_values, write_table
 from pipeline.tracking.tracker import flatten
 from shards.errors import BadInput
-from shards.storage.remote import absolute
 
 PAPER = Path(configs.__file__).parent / "tables" / "paper.json"
 
@@ -58,7 +52,7 @@ def run_sweep(
     table = path / (Path(file).stem + (f"-{sweep.preset}" if sweep.preset else ""))
     if launcher != "ray" and (parallel or 1) > 1:
         raise ConfigError(f"--parallel {parallel}: rows run beside each other over Ray; use --launcher ray")
-    data = _synthetic_dir(path, sweep.chosen)
+    data = synthetic_dir(path, sweep.chosen)
     plans = [(row, row_config(sweep, file, row, keys, data)) for row in sweep.chosen_rows]
     for _, config in plans:
         check_workers(config, workers, launcher)
@@ -68,13 +62,13 @@ def run_sweep(
         if row.paper is not None and row.paper not in paper:
             raise ConfigError(f"{file}: row {row.name}: {row.paper} is no row of {PAPER}")
     with acquire(path) as lease:
-        _make_data(data, sweep.chosen)
+        make_data(data, sweep.chosen)
         failed: dict[str, str] = {}
         jobs = _jobs(sweep, plans, path, (workers, launcher, address), failed)
-        with _tracked(table, plans[0][1], lease.attempt) as tracker:
+        with tracked(table, plans[0][1], lease.attempt) as tracker:
             _run_rows(jobs, parallel, table / "rows", failed)
             rows = [_table_row(sweep, row, config, jobs, paper, failed) for row, config in plans]
-            _tell(tracker, table.name, sweep, rows, jobs, lease.attempt)
+            tell(tracker, table.name, sweep, rows, lease.attempt)
             write_table(_form(sweep), rows, table)
             tracker.log_artifact("pipeline", table / "report.md")
             tracker.log_artifact("pipeline", table / "report.html")
@@ -84,23 +78,6 @@ def run_sweep(
     for name, reason in failed.items():
         print(f"mrrcnn: row {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _synthetic_dir(root: Path, preset: Preset | None) -> Path | None:
-    made = preset and preset.synthetic
-    return root / "data" / f"synthetic-{made.images}-{made.seed}" if made else None
-
-
-def _make_data(folder: Path | None, preset: Preset | None) -> None:
-    if folder is None or folder.exists():
-        return
-    from shards.synthetic.synth import write_synthetic
-
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    say(f"data: drawing {preset.synthetic.images} training images of huddled shapes")
-    write_synthetic(partial, preset.synthetic.images, preset.synthetic.seed)
-    os.rename(partial, folder)
 
 
 def _jobs(
@@ -120,9 +97,10 @@ def _jobs(
             model = config.model
             if model.weights is not None:
                 model, _ = with_source(model, model.weights)
-            train, val = (_shards(root, config.data, getattr(config.data, s)) for s in ("train", "val"))
-            on = val if sweep.evaluate_on is None else _shards(root, config.data, sweep.evaluate_on)
-            data = config.data.model_copy(update={"train": train, "val": val})
+            data = config.data
+            train, val = (shards_of_source(root, data, source) for source in (data.train, data.val))
+            on = val if sweep.evaluate_on is None else shards_of_source(root, data, sweep.evaluate_on)
+            data = data.model_copy(update={"train": train, "val": val})
             ready = config.model_copy(update={"data": data, "model": model})
             job = RowJob(row.name, ready, row.network, root, on, *place)
             # Reads what identifies data and weights, so that what is wrong with them shows here.
@@ -131,22 +109,6 @@ def _jobs(
         except (BadInput, ConfigError, OSError) as error:
             failed[row.name] = _line(error)
     return jobs
-
-
-def _shards(root: Path, data: Data, source: Source) -> str:
-    """Return where the shards of a source are, after writing them unless they are there."""
-    if not isinstance(source, CocoSource):
-        return absolute(source)
-    from shards.write import write_shards
-
-    options = data.model_dump(include={"on_bad", "repair", "max_pixels", "shard_size_mb"})
-    inputs = {"annotations": file_hash(source.annotations), "images": source.images, **options}
-    out = root / "shards" / f"{Path(source.annotations).stem}-{hash_of(inputs)[:12]}"
-    if not (out / "dataset.json").is_file():
-        say(f"shards: writing {out}")
-        with showing_findings(out):
-            write_shards(source.images, source.annotations, out, workers=os.cpu_count() or 1, **options)
-    return str(out)
 
 
 def _run_rows(jobs: dict[str, RowJob], parallel: int | None, logs: Path, failed: dict[str, str]) -> None:
@@ -232,51 +194,6 @@ def _table_row(
     settings = flatten(config.model_dump(mode="json")) | {"network": row.network}
     theirs = paper[row.paper] if row.paper else {}
     return TableRow(row.name, row.cells, group, folder, settings, theirs, failed.get(row.name))
-
-
-@contextmanager
-def _tracked(table: Path, config: Config, attempt: int) -> Iterator[Any]:
-    """Yield the tracker of a table: its MLflow run has the report, and a child run for each row."""
-    from pipeline.tracking.tracker import Tracker
-
-    table.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(table, config.tracking.uri, config.tracking.experiment, attempt)
-    status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    finally:
-        tracker.close(status=status)
-
-
-def _tell(
-    tracker: Any, table: str, sweep: Sweep, rows: list[TableRow], jobs: dict[str, RowJob], attempt: int
-) -> None:
-    tracker.log_tags("pipeline", {"mrrcnn.report": table, "mrrcnn.title": sweep.title})
-    for place, row in enumerate(rows):
-        if row.folder is None:
-            continue
-        # The folder's name holds the hash of all that the numbers depend on: other numbers, another run.
-        tracker.stage_started(row.name, attempt, row.folder.name)
-        tags = {f"column.{name}": cell for name, cell in zip(sweep.columns, row.cells, strict=True)}
-        own = {"table": table, "row": row.name, "place": f"{place:02d}"}
-        own |= {"group": row.group, "paper": row.paper.get("id", ""), "folder": str(row.folder)}
-        tracker.log_tags(row.name, tags | {f"mrrcnn.{key}": value for key, value in own.items()})
-        settings = {key: v for key, v in row.config.items() if not key.startswith("tracking.")}
-        tracker.log_params(settings, row.name)
-        values = row_values(row)
-        parts = {"": values["ours"], "paper_": values["paper"], "minus_paper_": values["difference"]}
-        named = {
-            prefix + key.replace(" ", "_"): v for prefix, part in parts.items() for key, v in part.items()
-        }
-        # Always the same step: a row that was done before is not told again.
-        tracker.log_metrics(row.name, named, step=0)
-        for name in ("metrics.json", "source.json"):
-            if (row.folder / name).is_file():
-                tracker.log_artifact(row.name, row.folder / name)
-        for archive in row.folder.glob("detections_*.zip"):
-            tracker.log_artifact(row.name, archive)
-        tracker.stage_finished(row.name)
 
 
 def _show(sweep: Sweep, rows: list[TableRow], table: Path) -> None:
