@@ -48,6 +48,11 @@ class Run:
     tracker: Any
     lender: Path | None = None
 
+    @property
+    def stop_file(self) -> Path:
+        """What SIGTERM leaves while workers run: one for all stages of the attempt."""
+        return self.path / ".jobs" / f"{self.attempt}.stop"
+
 
 def run_pipeline(
     config: Config,
@@ -78,7 +83,7 @@ def run_pipeline(
     Raises:
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
         LeaseHeld: another live command holds the directory.
-        Stopped: SIGTERM while a stage was trained; a checkpoint was saved.
+        Stopped: SIGTERM while a stage was trained; a checkpoint was saved, or the stage is done.
         JobFailed: the workers failed.
     """
     path = local_path(run_dir)
@@ -227,6 +232,8 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     # Before the stage counts as done: a kill in between would leave its results untold for ever.
     note_results(run.tracker, run.config, run.path, run.ledger, stage)
     run.ledger.finish(stage, outputs)
+    if run.stop_file.exists():
+        raise Stopped(f"asked to stop: stage {stage} is done; the same command goes on")
 
 
 def _borrow(run: Run, stage: str, inputs: dict[str, Any]) -> bool:
@@ -259,7 +266,7 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "init_weights": None if init_weights is None else str(init_weights),
         "attempt": run.attempt,
         "val_shards": absolute(shards_of(run.path, run.config, "val")),
-        "stop_file": str(run.path / ".jobs" / f"{stage}-{run.attempt}.stop"),
+        "stop_file": str(run.stop_file),
     }
     _launch(run, stage, train_stage, payload, run.path / stage / "checkpoints")
 

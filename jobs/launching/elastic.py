@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.launching.verdict import VERDICT
+from jobs.launching.worker import PROGRESS
+
 # A group that grows starts anew, in seconds; more often than this it would do little else.
 GROW_CHECK_S = 30
 
@@ -22,12 +25,14 @@ class Plan:
         sizes: the legal numbers of workers, rising; the last is what is wanted.
         checkpoints: the directory where `step-...` appear, or None if the task keeps none: such a task
             never grows, because that would begin it anew.
-        progress: the log of the task, which also hears of changes of size.
+        scratch: the task's; its progress.log also hears of changes of size.
+        stop_file: appears when the task is asked to end; None if it cannot be asked.
     """
 
     sizes: tuple[int, ...]
     checkpoints: Path | None
-    progress: Path
+    scratch: Path
+    stop_file: Path | None = None
 
     def largest(self, room: int) -> int:
         """Return the largest legal number of workers that `room` workers' resources hold; 0 if none."""
@@ -37,12 +42,24 @@ class Plan:
         """Return the name of the newest checkpoint, or an empty string."""
         if self.checkpoints is None:
             return ""
-        names = (path.name for path in self.checkpoints.glob("step-*") if path.suffix != ".tmp")
-        return max(names, default="")
+        return max((path.name for path in self.checkpoints.glob("step-*")), default="")
+
+    def stopped(self) -> bool:
+        """Return whether the task was asked to end."""
+        return self.stop_file is not None and self.stop_file.exists()
+
+    def over(self) -> bool:
+        """Return whether another start of the workers would do nothing, or only to be stopped."""
+        return self.stopped() or (self.scratch / VERDICT).exists()
+
+    def check(self) -> None:
+        """Raise RuntimeError if the task is over, rather than wait for a lost node for ever."""
+        if self.over():
+            raise RuntimeError("no workers are started any more")
 
     def say(self, line: str) -> None:
         """Append a line to the task's log."""
-        with self.progress.open("a", encoding="utf-8") as file:
+        with (self.scratch / PROGRESS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
@@ -76,6 +93,7 @@ def scaling_policy(plan: Plan, config: Any) -> Any:
             return plan.largest(self.room)
 
         def make_decision_for_non_running_worker_group(self) -> Any:
+            plan.check()
             decision = super().make_decision_for_non_running_worker_group()
             if isinstance(decision, NoopDecision):
                 self.say(f"waiting for {plan.sizes[0]}, the cluster has room for {self.room}")
@@ -127,11 +145,13 @@ def free_or_ours() -> dict[str, dict[str, float]]:
 
 
 def failure_policy(plan: Plan, config: Any) -> Any:
-    """Return Ray's failure policy, whose count of failures begins anew with every new checkpoint."""
-    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+    """Return Ray's failure policy: failures count since the newest checkpoint; what is over stays over."""
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
     class WithoutProgress(DefaultFailurePolicy):
         def make_decision(self, training_failed_error: Any) -> Any:
+            if plan.over():
+                return FailureDecision.RAISE
             newest = plan.newest()
             if newest != getattr(self, "newest", newest):
                 self._worker_group_failures = 0

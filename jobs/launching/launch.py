@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from jobs.console import following
 from jobs.errors import JobFailed, Stopped
+from jobs.launching.elastic import Plan
 from jobs.launching.environment import RESTARTS, ROOT, worker_environment
 from jobs.launching.preemption import passing_on
 from jobs.launching.verdict import VERDICT
-from jobs.launching.worker import Task, work
+from jobs.launching.worker import PROGRESS, Task, work
 from shards.errors import BadInput
 
 
@@ -35,7 +36,7 @@ def launch(
 
     Args:
         task: a function of an importable module.
-        payload: plain JSON values; while there is a task that minds its `stop_file`, SIGTERM makes that file.
+        payload: plain JSON values; SIGTERM makes its `stop_file`, if it names one, and the task minds that.
         scratch: an empty or absent directory that every node sees: progress, verdict, Ray's files.
         workers: number of ranks.
         launcher: "ray", "torchrun" (this machine), or "local" (this process; one worker).
@@ -47,29 +48,30 @@ def launch(
 
     Raises:
         BadInput: what a worker found wrong with the user's data or config.
-        Stopped: SIGTERM; the workers have saved what they had.
-        JobFailed: anything else, after RESTARTS new tries where a new try could help.
+        Stopped: SIGTERM, and not every rank was done; those that trained have saved what they had.
+        JobFailed: anything else, after RESTARTS new tries, since the newest checkpoint, where one could help.
     """
     scratch = scratch.resolve()
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    failure = None
+    stop_file = payload.get("stop_file")
+    plan = Plan(sizes or (workers,), checkpoints, scratch, stop_file and Path(stop_file))
     try:
-        with following(scratch / "progress.log"), passing_on(payload.get("stop_file")):
+        with following(scratch / PROGRESS), passing_on(stop_file):
             if launcher == "local":
                 _local(task, payload, scratch, workers)
             elif launcher == "torchrun":
-                failure = _torchrun(task, payload, scratch, workers)
+                _torchrun(task, payload, plan)
             else:
-                from jobs.launching.elastic import Plan
                 from jobs.launching.ray_launch import run_on_ray
 
-                plan = Plan(sizes or (workers,), checkpoints, scratch / "progress.log")
-                failure = run_on_ray(task, payload, scratch, plan, address)
+                run_on_ray(task, payload, plan, address)
+    except JobFailed:
+        if plan.stopped():
+            raise Stopped("asked to stop; the same command goes on") from None
+        raise
     finally:
         _raise_verdict(scratch)
-    if failure:
-        raise JobFailed(failure)
 
 
 def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> None:
@@ -89,19 +91,24 @@ def _end_group() -> None:
         dist.destroy_process_group()
 
 
-def _torchrun(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> str | None:
+def _torchrun(task: Task, payload: dict[str, Any], plan: Plan) -> None:
+    scratch, workers = plan.scratch, plan.sizes[-1]
     order = {"task": f"{task.__module__}:{task.__qualname__}", "payload": payload, "scratch": str(scratch)}
     (scratch / "order.json").write_text(json.dumps(order), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     # Its own restarts meet in the old store, where new ranks may find the addresses of dead ones.
     command += ["--max-restarts=0", f"--log-dir={scratch / 'torchrun'}"]
     command += ["-m", "jobs.launching.worker", str(scratch / "order.json")]
-    for _ in range(RESTARTS + 1):
+    failures, newest = 0, plan.newest()
+    while failures <= RESTARTS and not plan.over():
         code = _run_agent(command, {**os.environ, **worker_environment(workers)}, scratch / "output.log")
-        if code == 0 or (scratch / VERDICT).exists():
-            return None
-    return (
-        f"torchrun failed {RESTARTS + 1} times, at last with exit code {code}; see {scratch / 'output.log'}"
+        if code == 0:
+            return
+        before, newest = newest, plan.newest()
+        failures = 1 if newest != before else failures + 1
+    raise JobFailed(
+        f"torchrun failed {failures} times in a row, at last with exit code {code}; "
+        f"see {scratch / 'output.log'}"
     )
 
 

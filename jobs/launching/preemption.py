@@ -1,13 +1,17 @@
 """How workers learn that they are to save and perhaps to stop: SIGTERM, and Ray's notice of a node's end."""
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.notice import Notice
+
+SAME_S = 5.0
 
 
 class Listener:
@@ -32,11 +36,36 @@ class Listener:
 
 @contextmanager
 def passing_on(stop_file: str | None) -> Iterator[None]:
-    """While the body runs, SIGTERM to this process makes `stop_file` instead of ending it."""
+    """While the body runs, SIGTERM to this process makes `stop_file` instead of ending it.
+
+    A second one means what it did before, unless it comes within SAME_S: `timeout` and others send the
+    same one to a process and to its group.
+    """
     if stop_file is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: Path(stop_file).touch())
+    heard: list[float] = []
+
+    def hear(number: int, _: object) -> None:
+        heard.append(time.monotonic())
+        Path(stop_file).touch()
+        if heard[-1] - heard[0] > SAME_S:
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with own_sigterm():
+        signal.signal(signal.SIGTERM, hear)
+        yield
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Let SIGTERM mean after the body what it did before: Ray sets a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:

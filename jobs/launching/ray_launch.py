@@ -8,12 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from jobs.errors import JobFailed
 from jobs.launching.elastic import GROW_CHECK_S, Plan, elastic_trainer
 from jobs.launching.environment import RESTARTS, worker_environment
-from jobs.launching.preemption import passing_on
+from jobs.launching.preemption import own_sigterm
 from jobs.launching.worker import Task, work
 from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
@@ -29,34 +29,36 @@ SETTINGS = {
 }
 
 
-def run_on_ray(
-    task: Task, payload: dict[str, Any], scratch: Path, plan: Plan, address: str | None
-) -> str | None:
-    """Return None when every rank is done, or one line on what failed after all restarts."""
-    workers = plan.sizes[-1]
+def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | None) -> None:
+    """Return when every rank is done.
+
+    Raises:
+        BadInput: no cluster at the address, or a private one with fewer GPUs than ranks.
+        JobFailed: in one line, what failed after all restarts, or because the task was asked to end.
+    """
+    workers, scratch = plan.sizes[-1], plan.scratch
     connect(address, workers)
     import ray
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
     for trial in range(RESTARTS + 1):
         try:
-            # Ray has set a handler of its own while it connected.
-            with passing_on(payload.get("stop_file")):
-                _fit(lambda: work(task, payload, str(scratch)), scratch, trial, plan, address)
-            return None
+            return _fit(lambda: work(task, payload, str(scratch)), trial, plan, address)
         except ControllerError as error:
             # Ray gives up on a worker that dies while its group still starts, and keeps its place taken.
             failure = error
+            if plan.over():
+                break
             ray.shutdown()
             connect(address, workers)
         except TrainingFailedError as error:
             failure = error
             break
     (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
-    return f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}"
+    raise JobFailed(f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}")
 
 
-def _fit(body: Callable[[], None], scratch: Path, trial: int, plan: Plan, address: str | None) -> None:
+def _fit(body: Callable[[], None], trial: int, plan: Plan, address: str | None) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -74,8 +76,8 @@ def _fit(body: Callable[[], None], scratch: Path, trial: int, plan: Plan, addres
         ),
         # A new name every time, so that Ray never resumes an older run from its own snapshot.
         run_config=RunConfig(
-            name=f"{scratch.name}-{trial}",
-            storage_path=str(scratch / "ray"),
+            name=f"{plan.scratch.name}-{trial}",
+            storage_path=str(plan.scratch / "ray"),
             failure_config=FailureConfig(max_failures=RESTARTS),
             worker_runtime_env={
                 "env_vars": {"OMP_NUM_THREADS": worker_environment(workers)["OMP_NUM_THREADS"]}
@@ -104,11 +106,12 @@ def connect(address: str | None, workers: int) -> None:
         os.environ.update(worker_environment(workers))
         # Ranks may share a core; Ray would wait for a second one for ever.
         cores = max(os.cpu_count() or 1, workers)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+        with own_sigterm():
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         return
     _check_reachable(address)
     try:
-        with _code_for_cluster() as environment:
+        with _code_for_cluster() as environment, own_sigterm():
             ray.init(address=address, runtime_env=environment, **quiet)
     except (ConnectionError, ValueError) as error:
         line = " ".join(str(error).split())

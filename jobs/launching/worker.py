@@ -22,6 +22,7 @@ from jobs.launching.verdict import VERDICT, Judging
 from pipeline.engine import TIMEOUT_S
 from shards.storage.cache import cache_at
 
+PROGRESS = "progress.log"
 OUR_LOGGERS = ("pipeline", "shards", "ops", "jobs")
 
 Task = Callable[[dict[str, Any]], None]
@@ -71,7 +72,7 @@ def work(task: Task, payload: dict[str, Any], scratch: str) -> None:
     if Path(scratch, VERDICT).exists():
         return
     _settle_process()
-    with _logging_to(Path(scratch, "progress.log")), Judging(Path(scratch)):
+    with _logging_to(Path(scratch, PROGRESS)), Judging(Path(scratch)):
         task(payload)
 
 

@@ -10,6 +10,7 @@ import pytest
 import jobs.inputs
 import jobs.stages
 from configs.load import ConfigError, parse_config
+from jobs.errors import Stopped
 from jobs.inputs import NEEDS
 from jobs.ledger import Ledger
 from jobs.stages import run_pipeline
@@ -136,6 +137,19 @@ def test_changed_annotations_are_noticed_by_content_and_moved_ones_are_not(bench
     moved.write_text("{ }")
     with pytest.raises(BadInput, match=r"data\.train was .*--redo shard"):
         bench.run(data__train={"images": str(tmp_path), "annotations": str(moved)})
+
+
+def test_sigterm_at_a_stages_end_ends_the_command_before_the_next_stage(bench, monkeypatch):
+    def ends_well_although_asked(run):
+        run.stop_file.parent.mkdir(parents=True)
+        run.stop_file.touch()
+        bench.stage("baseline")(run)
+
+    monkeypatch.setitem(jobs.stages.STAGES, "baseline", ends_well_although_asked)
+    with pytest.raises(Stopped, match="asked to stop: stage baseline is done"):
+        bench.run()
+    assert bench.did == ["shard", "baseline"]
+    assert bench.run() == ALL[2:], "the next attempt was not asked"
 
 
 def test_a_stage_that_failed_goes_on_with_what_it_has(bench):

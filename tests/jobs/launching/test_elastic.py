@@ -55,13 +55,14 @@ def ray_says(monkeypatch, tmp_path):
     """Ray's elastic policy with a stand-in for the cluster: `nodes` maps names to CPUs."""
     from ray.train import ScalingConfig
 
-    cluster = SimpleNamespace(nodes={}, log=tmp_path / "progress.log", steps=tmp_path / "steps")
+    cluster = SimpleNamespace(nodes={}, folder=tmp_path, steps=tmp_path / "steps")
     cluster.steps.mkdir()
 
     def policy(sizes, checkpoints=cluster.steps):
-        plan = Plan(sizes, checkpoints, cluster.log)
+        plan = Plan(sizes, checkpoints, tmp_path, tmp_path / "stop")
         wanted = ScalingConfig(num_workers=(sizes[0], sizes[-1]), elastic_resize_monitor_interval_s=0)
         made = scaling_policy(plan, wanted)
+        made.plan = plan
         made._maybe_send_resource_request = lambda: None
         return made
 
@@ -89,7 +90,7 @@ def resized(policy, now):
 def test_the_largest_legal_group_that_there_is_room_for_is_started(ray_says, room, size):
     ray_says.nodes = {"a": room}
     assert started(ray_says.policy((2, 4, 8))) == size
-    said = ray_says.log.read_text()
+    said = (ray_says.folder / "progress.log").read_text()
     wanted = f"waiting for 2, the cluster has room for {room}"
     assert (wanted if size is None else f"starting {size} of 8") in said
 
@@ -98,11 +99,11 @@ def test_a_group_grows_right_after_a_checkpoint_and_then_only(ray_says):
     ray_says.nodes = {"a": 1, "b": 1}
     policy = ray_says.policy((1, 2))
     assert [resized(policy, 1), resized(policy, 1)] == [None, None]
-    (ray_says.steps / "step-000000005.tmp").mkdir()
+    (ray_says.steps / ".step-000000005.tmp-here-1").mkdir()
     assert resized(policy, 1) is None, "it is being written"
     (ray_says.steps / "step-000000005").mkdir()
     assert resized(policy, 1) == 2
-    assert "going on from step-000000005" in ray_says.log.read_text()
+    assert "going on from step-000000005" in (ray_says.folder / "progress.log").read_text()
     assert resized(policy, 2) is None
 
 
@@ -139,14 +140,30 @@ def test_room_is_what_is_free_and_what_this_jobs_groups_still_hold_on_nodes_that
 
 def test_failures_are_counted_since_the_last_checkpoint(tmp_path):
     from ray.train import FailureConfig
+
+    policy = failure_policy(Plan((1,), tmp_path, tmp_path), FailureConfig(max_failures=2))
+    assert [decided(policy), decided(policy)] == ["RETRY", "RETRY"]
+    (tmp_path / "step-000000005").mkdir()
+    assert [decided(policy) for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]
+
+
+@pytest.mark.parametrize("sign", ["stop", "verdict.json"])
+def test_what_was_asked_to_stop_or_has_its_verdict_is_not_started_again_nor_waited_for(ray_says, sign):
+    """A lost node may never come back; Ray would wait for it, and only a rank in a step hears of SIGTERM."""
+    from ray.train import FailureConfig
+
+    waiting = ray_says.policy((2,))
+    assert started(waiting) is None
+    failing = failure_policy(waiting.plan, FailureConfig(max_failures=2))
+    assert decided(failing) == "RETRY"
+    (ray_says.folder / sign).touch()
+    with pytest.raises(RuntimeError, match="no workers are started any more"):
+        started(waiting)
+    assert decided(failing) == "RAISE"
+
+
+def decided(policy):
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    policy = failure_policy(Plan((1,), tmp_path, tmp_path / "log"), FailureConfig(max_failures=2))
     error = WorkerGroupError("a worker died", {0: RuntimeError("killed")})
-
-    def decided():
-        return policy.make_decision(training_failed_error=error).name
-
-    assert [decided(), decided()] == ["RETRY", "RETRY"]
-    (tmp_path / "step-000000005").mkdir()
-    assert [decided(), decided(), decided()] == ["RETRY", "RETRY", "RAISE"]
+    return policy.make_decision(training_failed_error=error).name

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jobs.errors import JobFailed
+from jobs.errors import JobFailed, Stopped
 from jobs.launching.environment import worker_environment
 from jobs.launching.launch import launch
 from shards.errors import BadInput
@@ -42,6 +43,35 @@ def test_torchrun_brings_a_killed_rank_back_and_shows_rank_0s_lines(tmp_path, ca
     assert (tmp_path / "died").exists()
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
     assert capsys.readouterr().out == "  sum 3 of 2 ranks\n"
+
+
+@pytest.fixture
+def agents(monkeypatch):
+    """torchrun's agents, which do nothing but what the test says, number by number, and fail."""
+    tries, at = [], {}
+
+    def run(command, environment, output):
+        tries.append(len(tries) + 1)
+        at.get(tries[-1], lambda: None)()
+        return 7
+
+    monkeypatch.setattr("jobs.launching.launch._run_agent", run)
+    return SimpleNamespace(tries=tries, at=at)
+
+
+def test_torchrun_counts_failures_since_the_newest_checkpoint_as_ray_does(tmp_path, agents):
+    agents.at[3] = (tmp_path / "step-000000005").mkdir
+    with pytest.raises(JobFailed, match="torchrun failed 4 times in a row, at last with exit code 7"):
+        launch(tasks.crash, {}, tmp_path / "scratch", 2, "torchrun", checkpoints=tmp_path)
+    assert len(agents.tries) == 2 + 4
+
+
+def test_what_was_asked_to_stop_is_not_tried_again_whatever_it_ended_with(tmp_path, agents):
+    stop = tmp_path / "stop"
+    agents.at[1] = stop.touch
+    with pytest.raises(Stopped, match="the same command goes on"):
+        launch(tasks.crash, {"stop_file": str(stop)}, tmp_path / "scratch", 2, "torchrun")
+    assert agents.tries == [1]
 
 
 def test_a_users_error_in_a_worker_is_one_line_and_is_not_tried_again(tmp_path):

@@ -43,6 +43,18 @@ def test_sigterm_to_the_driver_is_passed_on_and_means_what_it_did_afterwards(tmp
         assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_second_sigterm_means_what_it_did_before_unless_it_is_the_first_sent_twice(tmp_path, monkeypatch):
+    heard, stop = [], str(tmp_path / "stop")
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("outer"))
+    with passing_on(stop):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
+        monkeypatch.setattr("jobs.launching.preemption.SAME_S", 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == ["outer"]
+
+
 def test_rays_notice_asks_for_one_checkpoint_and_not_to_stop(monkeypatch):
     """Ray moves the workers itself; those of other nodes train on until it does."""
     told = SimpleNamespace(preemption_info=None)

@@ -55,20 +55,22 @@ def test_fewer_gpus_than_workers_is_refused_and_none_means_the_cpu():
 
 
 STAND_IN = """
-import os
+import os, signal
 def is_initialized(): return False
 def init(address, include_dashboard, **_):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(15))
     print(address, include_dashboard, os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]))
 """
 
 
-def test_a_private_cluster_has_no_dashboard_and_wants_a_token_of_its_own(tmp_path):
+def test_a_private_cluster_has_no_dashboard_a_token_of_its_own_and_leaves_sigterm_alone(tmp_path):
     (tmp_path / "ray.py").write_text(STAND_IN)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "RAY_ADDRESS": "somebody:6379"}
-    code = "from jobs.launching.ray_launch import connect; connect(None, 1)"
+    code = "import signal; from jobs.launching.ray_launch import connect; connect(None, 1); "
+    code += "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     said = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
-    assert said == "local False token 64\n"
+    assert said == "local False token 64\nTrue\n", "Ray's own handler would end it with 15, not with 143"
 
 
 def _drive(folder: Path, *names: str) -> subprocess.CompletedProcess:
