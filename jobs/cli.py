@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.errors import INTERRUPTED, TERMINATED
 from jobs.options import (
     RUN_DIR_HELP,
     Address,
@@ -22,9 +23,6 @@ from jobs.options import (
     SweepSet,
     Workers,
 )
-
-INTERRUPTED = 130
-TERMINATED = 143
 
 app = typer.Typer(
     help="Instance segmentation where instances huddle together: Mask R-CNN and Mask Refining R-CNN.",

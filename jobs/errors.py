@@ -1,4 +1,6 @@
-"""Failures of a job that are told in one line."""
+"""Failures of a job that are told in one line, and the exit codes of the shell's own conventions."""
+
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class JobFailed(RuntimeError):

@@ -3,13 +3,13 @@
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.console import say
-from jobs.errors import JobFailed
+from jobs.errors import INTERRUPTED, JobFailed
 
-INTERRUPTED = 130
 POLL_S = 1.0
 # How long a job server may be away: a head that restarts, a laptop that sleeps.
 PATIENCE_S = 120.0
@@ -38,7 +38,7 @@ def follow(job: Job) -> int:
         asyncio.run(_show_log(job))
     except KeyboardInterrupt:
         return _interrupted(job)
-    details = job.client.get_job_info(job.name)
+    details = _patiently(job, job.client.get_job_info)
     code = details.driver_exit_code
     if code is None:
         code = int(str(details.status) != "SUCCEEDED")
@@ -50,16 +50,12 @@ def follow(job: Job) -> int:
 
 
 async def _show_log(job: Job) -> None:
-    shown, answered = 0, time.monotonic()
+    shown, patience = 0, _Patience(job)
     while True:
-        try:
+        with patience:
             shown = await _show_rest(job, shown)
             if job.client.get_job_info(job.name).status.is_terminal():
                 return
-            answered = time.monotonic()
-        except _lost() as error:
-            if time.monotonic() - answered > PATIENCE_S:
-                raise JobFailed(_gone(job, error)) from None
         await asyncio.sleep(POLL_S)
 
 
@@ -75,6 +71,36 @@ async def _show_rest(job: Job, shown: int) -> int:
         if not told:
             raise
     return shown
+
+
+class _Patience:
+    """Swallows a lost job server's errors, for PATIENCE_S since the first one without an answer between.
+
+    A log may be followed for hours before it breaks off, so they do not count since the last answer.
+    """
+
+    def __init__(self, job: Job):
+        self._job, self._since = job, None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, _lost()):
+            self._since = None
+            return False
+        self._since = self._since or time.monotonic()
+        if time.monotonic() - self._since > PATIENCE_S:
+            raise JobFailed(_gone(self._job, error)) from None
+        return True
+
+
+def _patiently(job: Job, ask: Callable[[str], Any]) -> Any:
+    patience = _Patience(job)
+    while True:
+        with patience:
+            return ask(job.name)
+        time.sleep(POLL_S)
 
 
 def _lost() -> tuple[type[Exception], ...]:
@@ -95,10 +121,10 @@ def _interrupted(job: Job) -> int:
         say(f"the job goes on; to follow it:  ray job logs {job.name} --address {job.address} --follow")
         say(f"                  to stop it:    ray job stop {job.name} --address {job.address}")
         return INTERRUPTED
-    job.client.stop_job(job.name)
-    while not job.client.get_job_info(job.name).status.is_terminal():
+    _patiently(job, job.client.stop_job)
+    while not (details := _patiently(job, job.client.get_job_info)).status.is_terminal():
         time.sleep(POLL_S)
-    say(f"job {job.name}: {job.client.get_job_info(job.name).status}")
+    say(f"job {job.name}: {details.status}")
     return INTERRUPTED
 
 

@@ -133,7 +133,10 @@ def _start(client: Any, words: str, config: str, label: dict[str, str]) -> str:
 def _name(client: Any, run_dir: str) -> str:
     folder = re.sub(r"[^\w-]+", "-", Path(run_dir).name)
     stem = f"mrrcnn-{folder}-{hashlib.sha256(run_dir.encode()).hexdigest()[:6]}"
-    return f"{stem}-{1 + sum((job.submission_id or '').startswith(stem) for job in client.list_jobs())}"
+    names = [job.submission_id or "" for job in client.list_jobs()]
+    taken = [int(name.rpartition("-")[2]) for name in names if re.fullmatch(rf"{re.escape(stem)}-\d+", name)]
+    # Above the highest: `ray job delete` may have taken any of them away.
+    return f"{stem}-{1 + max(taken, default=0)}"
 
 
 def _live(client: Any, label: dict[str, str]) -> str | None:

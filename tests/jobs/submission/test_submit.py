@@ -153,10 +153,81 @@ def test_a_job_server_that_stays_away_is_one_line_that_says_what_to_do(client, m
     def away(name):
         raise ConnectionError("refused")
 
-    monkeypatch.setattr(jobs.submission.follow, "PATIENCE_S", 0)
+    monkeypatch.setattr(jobs.submission.follow, "PATIENCE_S", -1)
     client.tail_job_logs = away
     with pytest.raises(JobFailed, match="the same command follows it"):
         submit(CONFIG, "/nfs/run", 4, HEAD)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes where a test says so; a pause takes a second."""
+    clock = SimpleNamespace(now=1000.0)
+
+    async def pause(_):
+        clock.now += 1
+
+    times = SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: setattr(clock, "now", clock.now + 1))
+    monkeypatch.setattr(jobs.submission.follow, "time", times)
+    monkeypatch.setattr(jobs.submission.follow.asyncio, "sleep", pause)
+    return clock
+
+
+@pytest.mark.parametrize(("away_s", "code"), [(100, 0), (130, None)])
+def test_a_head_that_restarts_after_hours_of_log_is_waited_for_as_long_as_any(client, clock, away_s, code):
+    """Only the time since it went away counts, not that of the log before."""
+    gone = []
+
+    async def tail(name):
+        if not gone:
+            yield "baseline: starting\n"
+            clock.now += 5 * 3600
+            gone.append(clock.now)
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+        if clock.now < gone[0] + away_s:
+            raise ConnectionError("refused")
+        client.end(name, JobStatus.SUCCEEDED, 0)
+
+    def info(name):
+        if gone and clock.now < gone[0] + away_s:
+            raise ConnectionError("refused")
+        return Client.get_job_info(client, name)
+
+    client.tail_job_logs, client.get_job_info = tail, info
+    if code is None:
+        with pytest.raises(JobFailed, match="has not answered for 120 s"):
+            submit(CONFIG, "/nfs/run", 4, HEAD)
+    else:
+        assert submit(CONFIG, "/nfs/run", 4, HEAD) == code
+
+
+@pytest.mark.parametrize("away_s", [100, 130])
+def test_a_job_server_that_goes_while_a_job_is_stopped_is_waited_for_too(client, clock, monkeypatch, away_s):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    def stop(name):
+        if clock.now < 1000 + away_s:
+            raise ConnectionError("refused")
+        Client.stop_job(client, name)
+
+    client.tail_job_logs, client.stop_job = interrupted, stop
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    if away_s > 120:
+        with pytest.raises(JobFailed, match="has not answered for 120 s"):
+            submit(CONFIG, "/nfs/run", 4, HEAD)
+    else:
+        assert submit(CONFIG, "/nfs/run", 4, HEAD) == 130
+        assert client.stopped == [client.jobs[0].submission_id]
+
+
+def test_a_deleted_job_does_not_give_its_successor_the_name_of_a_job_that_is_there(client):
+    for _ in range(3):
+        submit(CONFIG, "/nfs/run", 4, HEAD)
+    del client.jobs[0]
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 0
+    assert client.jobs[-1].submission_id.endswith("-4")
 
 
 @pytest.mark.parametrize(("answer", "stopped"), [("y", True), ("", False), ("n", False), (None, False)])
