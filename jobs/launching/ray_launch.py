@@ -1,5 +1,6 @@
 """The Ray launcher: Ray Train starts the ranks, restarts dead ones, and keeps no state of ours."""
 
+import functools
 import logging
 import os
 import secrets
@@ -59,7 +60,6 @@ def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | N
 
 
 def _fit(body: Callable[[], None], trial: int, plan: Plan, address: str | None) -> None:
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
@@ -71,7 +71,7 @@ def _fit(body: Callable[[], None], trial: int, plan: Plan, address: str | None) 
         train_loop_per_worker=body,
         scaling_config=ScalingConfig(
             num_workers=wanted,
-            use_gpu=_has_gpus(ray.cluster_resources(), plan.sizes[0]),
+            use_gpu=_uses_gpus(address, plan.sizes[0]),
             elastic_resize_monitor_interval_s=GROW_CHECK_S,
         ),
         # A new name every time, so that Ray never resumes an older run from its own snapshot.
@@ -143,13 +143,22 @@ def _code_for_cluster() -> Iterator[dict[str, Any] | None]:
         yield {"working_dir": str(package)}
 
 
-def _has_gpus(resources: dict[str, float], workers: int) -> bool:
-    gpus = int(resources.get("GPU", 0))
-    if 0 < gpus < workers:
+def _uses_gpus(address: str | None, workers: int) -> bool:
+    gpus = _gpus(address)
+    # A cluster that has lost a node will have more of them again; it is waited for.
+    if address is None and 0 < gpus < workers:
         raise BadInput(
-            f"--workers {workers}: the cluster has {gpus} GPU(s), one a worker; use --workers {gpus}"
+            f"--workers {workers}: this machine has {gpus} GPU(s), one a worker; use --workers {gpus}"
         )
     return gpus > 0
+
+
+@functools.cache
+def _gpus(address: str | None) -> int:
+    # Once a command: its later stages must not go on without GPUs because a node is away just then.
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def _cause(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launching.ray_launch import _has_gpus
+from jobs.launching.ray_launch import _gpus, _uses_gpus
 from shards.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,11 +47,34 @@ def test_killed_drivers_and_workers_under_ray_and_a_users_error(tmp_path):
     assert (tmp_path / "tries-0").read_text() == "x"
 
 
-def test_fewer_gpus_than_workers_is_refused_and_none_means_the_cpu():
-    assert _has_gpus({"CPU": 4.0, "GPU": 2.0}, 2)
-    assert not _has_gpus({"CPU": 4.0}, 2)
+@pytest.fixture
+def resources(monkeypatch):
+    """What Ray says that its cluster has."""
+    found = {"CPU": 4.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: found)
+    _gpus.cache_clear()
+    yield found
+    _gpus.cache_clear()
+
+
+@pytest.mark.parametrize(("gpus", "uses"), [(0, False), (2, True), (3, True)])
+def test_gpus_are_used_where_there_are_some(resources, gpus, uses):
+    resources["GPU"] = float(gpus)
+    assert _uses_gpus(None, 2) == _uses_gpus("auto", 2) == uses
+
+
+def test_a_machine_with_fewer_gpus_than_workers_is_refused_and_a_cluster_is_waited_for(resources):
+    resources["GPU"] = 1.0
     with pytest.raises(BadInput, match="use --workers 1"):
-        _has_gpus({"GPU": 1.0}, 2)
+        _uses_gpus(None, 2)
+    assert _uses_gpus("auto", 2)
+
+
+def test_a_command_that_began_on_gpus_stays_on_gpus_whatever_its_cluster_loses(resources):
+    resources["GPU"] = 2.0
+    assert _uses_gpus("auto", 2)
+    del resources["GPU"]
+    assert _uses_gpus("auto", 2), "the next stage waits"
 
 
 STAND_IN = """
