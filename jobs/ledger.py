@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.lease import check_attempt
 from shards.errors import BadInput
 from shards.storage.files import write_atomic
 
@@ -18,17 +19,21 @@ class Ledger:
     at most; stages are idempotent, so repeating that change is harmless.
     """
 
-    def __init__(self, run_dir: Path, tree: dict[str, Any], recovered: str | None = None):
+    def __init__(
+        self, run_dir: Path, tree: dict[str, Any], recovered: str | None = None, attempt: int | None = None
+    ):
         """Use `Ledger.load`."""
         self.path = run_dir / "ledger.json"
-        self.tree = tree
+        self.tree, self.attempt = tree, attempt
         self.recovered = recovered
 
     @classmethod
-    def load(cls, run_dir: str | Path) -> "Ledger":
+    def load(cls, run_dir: str | Path, attempt: int | None = None) -> "Ledger":
         """Return the ledger of a run directory, empty when nothing has run there.
 
-        `ledger.recovered` is a line to show when the previous copy had to be used, else None.
+        `ledger.recovered` is a line to show when the previous copy had to be used, else None. `attempt` is
+        that of the lease under which it will be changed: once a newer one has begun, every change raises
+        StaleAttempt instead.
 
         Raises:
             BadInput: the ledger is damaged and there is no good previous copy.
@@ -36,13 +41,14 @@ class Ledger:
         run_dir = Path(run_dir)
         path, previous = run_dir / "ledger.json", run_dir / "ledger.previous.json"
         if not path.exists() and not previous.exists():
-            return cls(run_dir, {"format": 1, "attempt": 0, "stages": {}, "tracking": {}})
+            return cls(run_dir, {"format": 1, "attempt": 0, "stages": {}, "tracking": {}}, attempt=attempt)
         try:
-            return cls(run_dir, _read(path))
+            return cls(run_dir, _read(path), attempt=attempt)
         except (OSError, ValueError) as error:
             wrong = f"{path}: is damaged ({error})"
         try:
-            ledger = cls(run_dir, _read(previous), f"{wrong}; the copy {previous.name} is used instead")
+            used = f"{wrong}; the copy {previous.name} is used instead"
+            ledger = cls(run_dir, _read(previous), used, attempt)
         except (OSError, ValueError):
             raise BadInput(f"{wrong}; put back a copy of it or choose another --run-dir") from None
         write_atomic(path, previous.read_bytes())
@@ -61,11 +67,15 @@ class Ledger:
         return self.tree["stages"].get(stage, {}).get("outputs", {})
 
     def begin(self, stage: str, inputs: Values, attempt: int) -> None:
-        """Note that a stage runs, from these inputs."""
+        """Note that a stage runs, from these inputs.
+
+        The attempt that first began it from them stays with it: what is told of it twice is told alike.
+        """
+        first = self.tree["stages"].get(stage, {})
         self.tree["attempt"] = attempt
         self.tree["stages"][stage] = {
             "state": "running",
-            "attempt": attempt,
+            "attempt": first["attempt"] if first.get("inputs") == inputs else attempt,
             "inputs": inputs,
             "input_hash": hash_of(inputs),
             "outputs": {},
@@ -99,6 +109,8 @@ class Ledger:
 
     def save(self) -> None:
         """Replace the file as a whole, keeping the one before."""
+        if self.attempt is not None:
+            check_attempt(self.path.parent, self.attempt)
         if self.path.exists():
             write_atomic(self.path.with_name("ledger.previous.json"), self.path.read_bytes())
         write_atomic(self.path, json.dumps(self.tree, sort_keys=True, indent=1).encode() + b"\n")

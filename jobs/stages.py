@@ -83,6 +83,7 @@ def run_pipeline(
     Raises:
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
         LeaseHeld: another live command holds the directory.
+        StaleAttempt: this one has lost the directory to a newer one, and has written nothing since.
         Stopped: SIGTERM while a stage was trained; a checkpoint was saved, or the stage is done.
         JobFailed: the workers failed.
     """
@@ -93,7 +94,7 @@ def run_pipeline(
     check_weights(config)
     check_sources(config)
     with acquire(path) as lease:
-        ledger = Ledger.load(path)
+        ledger = Ledger.load(path, lease.attempt)
         # A report can be written at any time, by `mrrcnn report` too: nothing is lost with one.
         check_unowned(ledger, {stage: _folder(path, stage) for stage in STAGES if stage != "report"})
         if ledger.recovered:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
+from jobs.errors import Stopped
 from jobs.inputs import output_files, shards_of
 from jobs.ledger import Ledger
 from pipeline.evaluations import results_of
 
 PIPELINE = "pipeline"
+# How long a command's end waits for MLflow; of the grace after SIGTERM a checkpoint may have taken most.
+PATIENCE_S, STOPPED_PATIENCE_S = 30.0, 3.0
 
 
 @contextmanager
@@ -23,13 +26,25 @@ def tracking(config: Config, run_dir: Path, ledger: Ledger, attempt: int) -> Ite
     tracker.log_params(config.model_dump(mode="json", exclude={"tracking"}))
     tracker.log_artifact(PIPELINE, run_dir / "config.yaml")
     ledger.track(tracker.state())
-    status = "FAILED"
     try:
-        yield tracker
-        status = "FINISHED"
+        with closing(tracker):
+            yield tracker
     finally:
-        tracker.close(status=status)
         ledger.track(tracker.state())
+
+
+@contextmanager
+def closing(tracker: Any) -> Iterator[None]:
+    """End a tracker's pipeline as its body ends; who was asked to stop has no time to wait for MLflow."""
+    status, patience_s = "FAILED", PATIENCE_S
+    try:
+        yield
+        status = "FINISHED"
+    except Stopped:
+        status, patience_s = "KILLED", STOPPED_PATIENCE_S
+        raise
+    finally:
+        tracker.close(patience_s, status)
 
 
 def note_results(tracker: Any, config: Config, run_dir: Path, ledger: Ledger, stage: str) -> None:

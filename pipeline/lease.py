@@ -67,7 +67,7 @@ def acquire(run_dir: str | Path, patience_s: float = PATIENCE_S) -> Iterator[Lea
     _held.add(descriptor)
     try:
         _lock(descriptor, run_dir, patience_s)
-        yield _begin(run_dir)
+        yield _begin(run_dir, descriptor)
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
@@ -152,14 +152,18 @@ def _refusal(run_dir: Path) -> str:
     return f"{run_dir}: is being run by {named}; wait for it, stop it, or choose another --run-dir"
 
 
-def _begin(run_dir: Path) -> Lease:
+def _begin(run_dir: Path, descriptor: int) -> Lease:
     before = _newest(run_dir)
+    # Also in the locked file: whoever deletes a damaged lease.json must not be given an old number again.
+    counted = os.pread(descriptor, 20, 0)
     lease = Lease(
-        attempt=before.attempt + 1 if before else 1,
+        attempt=1 + max(before.attempt if before else 0, int(counted) if counted.isdigit() else 0),
         host=socket.gethostname(),
         pid=os.getpid(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    os.pwrite(descriptor, str(lease.attempt).encode(), 0)
+    os.fsync(descriptor)
     write_atomic(run_dir / "lease.json", json.dumps(asdict(lease), sort_keys=True, indent=1).encode() + b"\n")
     return lease
 

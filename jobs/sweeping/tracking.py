@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.schema import Config
 from configs.sweep import Sweep
+from jobs.track import closing
 from pipeline.report.table import TableRow, row_values
 
 
@@ -17,12 +18,8 @@ def tracked(table: Path, config: Config, attempt: int) -> Iterator[Any]:
 
     table.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(table, config.tracking.uri, config.tracking.experiment, attempt)
-    status = "FAILED"
-    try:
+    with closing(tracker):
         yield tracker
-        status = "FINISHED"
-    finally:
-        tracker.close(status=status)
 
 
 def tell(tracker: Any, table: str, sweep: Sweep, rows: list[TableRow], attempt: int) -> None:

@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pipeline.lease import StaleAttempt, check_attempt
 from pipeline.tracking.delivery import PIPELINE, Delivery
 from pipeline.tracking.outbox import append_event, outbox_damage
 from pipeline.tracking.uri import redact, resolve_uri
@@ -43,7 +44,8 @@ class NotDelivered(RuntimeError):
 class Tracker:
     """A run's line to MLflow: one parent run for the pipeline, one child run a stage.
 
-    No method raises because of MLflow or waits for it, `close` excepted, which waits as long as told.
+    No method raises because of MLflow or waits for it, `close` excepted, which waits as long as told. Those
+    that note something raise StaleAttempt when a newer attempt at the run directory has begun.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Tracker:
             run_dir: the run directory; made if absent.
             uri: the config's `tracking.uri`; None resolves as `resolve_uri` says.
             experiment: MLflow's experiment, made if absent.
-            attempt: the number of the run directory's lease, kept as a tag.
+            attempt: the number of the run directory's lease, kept as a tag; once a newer one has begun,
+                nothing can be noted any more.
             pause_s: between two looks at the outbox.
         """
-        self._run_dir, self._pause_s = Path(run_dir).resolve(), pause_s
+        self._run_dir, self._attempt, self._pause_s = Path(run_dir).resolve(), attempt, pause_s
         self._run_dir.mkdir(parents=True, exist_ok=True)
         earlier = _read_state(self._run_dir)
         self._uri = resolve_uri(uri, earlier.get("uri"))
@@ -152,6 +155,11 @@ class Tracker:
         write_atomic(self._run_dir / "tracking.json", encode_json(self._state))
 
     def _append(self, kind: str, **fields: Any) -> None:
+        try:
+            check_attempt(self._run_dir, self._attempt)
+        except StaleAttempt:
+            self._closing.set()
+            raise
         try:
             append_event(self._run_dir, {"kind": kind, **fields})
         except OSError as error:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jobs.ledger import Ledger, changed_keys, hash_of
+from pipeline.lease import StaleAttempt, acquire
 from shards.errors import BadInput
 
 
@@ -24,6 +25,37 @@ def test_everything_is_on_the_disk_after_each_change(tmp_path, ledger):
     assert again.tree["stages"]["shard"]["attempt"] == 3
     assert again.state("baseline") == "pending"
     assert again.recovered is None
+
+
+def test_a_driver_whose_directory_was_taken_over_changes_nothing(tmp_path, ledger):
+    """Back from behind a broken network, its lock expired: it would write its old tree over the newer one."""
+    with acquire(tmp_path) as lease:
+        stale = Ledger.load(tmp_path, lease.attempt)
+        stale.begin("baseline", {}, lease.attempt)
+    with acquire(tmp_path) as lease:
+        Ledger.load(tmp_path, lease.attempt).forget(["shard"])
+    before = (tmp_path / "ledger.json").read_bytes()
+    for change in (
+        lambda: stale.fail("baseline", "lost"),
+        lambda: stale.finish("baseline", {}),
+        lambda: stale.track({"uri": "elsewhere"}),
+        lambda: stale.begin("refine", {}, 1),
+    ):
+        with pytest.raises(StaleAttempt, match="attempt 2"):
+            change()
+    assert (tmp_path / "ledger.json").read_bytes() == before
+
+
+def test_a_stage_keeps_the_attempt_that_began_it_until_its_inputs_change_or_it_is_forgotten(tmp_path, ledger):
+    """By it evaluation's AP is told: a kill after telling it must not have it told at another step."""
+
+    def attempt(inputs, now):
+        ledger.begin("evaluate", inputs, now)
+        return Ledger.load(tmp_path).tree["stages"]["evaluate"]["attempt"]
+
+    assert [attempt({"a": 1}, 4), attempt({"a": 1}, 5), attempt({"a": 2}, 6)] == [4, 4, 6]
+    ledger.forget(["evaluate"])
+    assert attempt({"a": 2}, 7) == 7
 
 
 def test_failed_and_forgotten_stages(tmp_path, ledger):

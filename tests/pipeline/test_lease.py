@@ -96,8 +96,11 @@ def test_a_damaged_lease_is_refused_and_never_counted_from_one_again(tmp_path):
     with acquire(tmp_path, 0):
         pass
     (tmp_path / "lease.json").write_text('{"attempt": ')
-    with pytest.raises(ValueError, match=r"lease\.json: is damaged"), acquire(tmp_path, 0):
+    with pytest.raises(ValueError, match=r"lease\.json: is damaged .* then delete it"), acquire(tmp_path, 0):
         pass
+    (tmp_path / "lease.json").unlink()
+    with acquire(tmp_path, 0) as lease:
+        assert lease.attempt == 2
 
 
 def test_workers_of_an_earlier_start_can_commit_nothing_when_they_come_back(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.lease import StaleAttempt, acquire
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.outbox import MetricsTail, append_event, read_events
 from pipeline.tracking.tracker import NotDelivered, Tracker, flatten, sync
@@ -311,6 +312,19 @@ def test_a_curve_stays_in_the_run_that_drew_it_when_its_stage_is_redone_unseen(u
     client = MlflowClient(uri)
     files = {run.data.tags["mrrcnn.inputs"]: len(client.list_artifacts(run.info.run_id)) for run in children}
     assert files == {"first": 0, "second": 1}
+
+
+def test_a_driver_whose_directory_was_taken_over_notes_nothing(uri, run_dir):
+    with acquire(run_dir) as lease:
+        stale = Tracker(run_dir, uri, attempt=lease.attempt)
+    with acquire(run_dir):
+        pass
+    before = read_events(run_dir)
+    for note in (lambda: stale.log_params({"a": 1}), lambda: stale.stage_finished("refine"), stale.close):
+        with pytest.raises(StaleAttempt):
+            note()
+    stale._thread.join(30)
+    assert not stale._thread.is_alive() and read_events(run_dir) == before
 
 
 def test_a_failing_artifact_store_holds_up_nothing_else(uri, run_dir, tmp_path):
