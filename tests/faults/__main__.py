@@ -17,6 +17,7 @@ from tests.faults.matrix import kill_matrix
 from tests.faults.outages import lose_tracker
 from tests.faults.preempt import ask_to_stop, drain_node
 from tests.faults.torn import tear
+from tests.faults.watch import nothing_left
 
 Say = Callable[[str], None]
 
@@ -38,7 +39,8 @@ def main() -> int:
     try:
         for name in arguments.trials or trials:
             say(f"# {name}")
-            faults += trials[name](folder / name)
+            with nothing_left(folder / name):
+                faults += trials[name](folder / name)
     finally:
         shutil.rmtree(ray_folder(), ignore_errors=True)
         if arguments.keep is None:

@@ -15,6 +15,7 @@ import yaml
 
 from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
+from tests.faults.watch import MARK, exit_code, nothing_left
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = ("baseline", "refine", "control")
@@ -29,8 +30,6 @@ MODEL = {
     "rpn_batch_per_image": 32, "rois_per_image": 16,
 }  # fmt: skip
 SCHEDULE = {"iters": ITERS, "batch": 4, "lr": 0.01, "warmup": 2, "steps": [8], "clip": 5.0}
-# Found again in the environment of every process that a run has started, whoever its parent is by then.
-MARK = "MRRCNN_FAULTS"
 
 
 class Runs:
@@ -55,7 +54,8 @@ class Runs:
 
     def finish(self, run: Path, launcher: str, *more: str) -> None:
         """Run to the end; an error if it ends with one."""
-        code = self.start(run, launcher, *more).wait(timeout=1800)
+        with nothing_left(run):
+            code = exit_code(self.start(run, launcher, *more), run)
         if code:
             raise RuntimeError(f"{run} ended with {code}: {log_of(run).read_text()[-2000:]}")
 

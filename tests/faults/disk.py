@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import defects
 from tests.faults.case import OneStage, log_of, trained
+from tests.faults.watch import exit_code
 
 
 def fill_disk(folder: Path, say: Callable[[str], None]) -> list[str]:
@@ -19,7 +20,7 @@ def fill_disk(folder: Path, say: Callable[[str], None]) -> list[str]:
             say("full disk: NOT TRIED, mounting a tmpfs takes root")
             return []
         run = disk / "run"
-        code = stage.start(run, "torchrun").wait(timeout=900)
+        code = exit_code(stage.start(run, "torchrun"), run)
         said = log_of(run).read_text().strip().splitlines()[-1]
         left = sorted((run / "baseline" / "checkpoints").iterdir())
         sound = bool(left) and not any(defects(path) for path in left)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.faults.case import CHECKPOINT_EVERY, ITERS, OneStage, log_of, series
-from tests.faults.kills import Kill, end, orphans, signs, strike, wait_for
+from tests.faults.kills import Kill, signs, strike
+from tests.faults.watch import end, orphans, wait_for
 
 TOLERANCE = 1e-5
 # A rate at which ten steps are too few for rounding to move a proposal across a threshold.
@@ -42,8 +43,8 @@ def _until(stage: OneStage, run: Path, step: int) -> None:
     """Train until a checkpoint has its name, then kill everything."""
     process = stage.start(run, "torchrun")
     kill = Kill("checkpoint", "host", "baseline", step, 0.0, 0.0)
-    wait_for(process, signs(run, kill))
-    wait_for(process, lambda: (run / "baseline" / "checkpoints" / f"step-{step:09d}").exists())
+    wait_for(process, signs(run, kill), run)
+    wait_for(process, lambda: (run / "baseline" / "checkpoints" / f"step-{step:09d}").exists(), run)
     strike(process, kill, run)
     end(orphans(run, patience_s=1))
 

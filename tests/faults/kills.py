@@ -6,22 +6,24 @@ Nothing in the product knows of this: points are found by watching the run direc
 import json
 import os
 import random
-import signal
+import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import Popen
 
 import psutil
 
-from tests.faults.case import CHECKPOINT_EVERY, ITERS, MARK, TRAINED, Runs
+from pipeline.lease import CLAIM
+from tests.faults.case import CHECKPOINT_EVERY, ITERS, TRAINED, Runs, log_of
+from tests.faults.watch import LOOK_S, Patience, nothing_left, orphans
+from tests.faults.watch import kill as kill_process
 
 TARGETS = ("worker", "driver", "raylet", "host")
 PHASES = ("shard", "step", "checkpoint", "switch", "evaluate")
 # How long after its sign a kill comes, at most: about as long as the thing takes.
 SPREAD_S = {"shard": 3.0, "step": 0.5, "checkpoint": 0.02, "switch": 6.0, "evaluate": 2.0}
-LOOK_S, HANG_S = 0.001, 900.0
 
 
 @dataclass(frozen=True)
@@ -70,63 +72,122 @@ def plan(seed: int, runs: int, launchers: list[str]) -> Iterator[tuple[str, list
 
 def suffer(runs: Runs, run: Path, launcher: str, kills: list[Kill], tell: Callable[[str], None]) -> "Outcome":
     """Return what came of a run that is killed at every point in turn and begun again by the same command."""
-    process, hits, starts = runs.start(run, launcher), [], 1
-    began = time.monotonic()
-    try:
+    life = _Life(runs, run, launcher)
+    with nothing_left(run):
         for kill in kills:
             sign = signs(run, kill)
-            while not sign():
-                process, again = _alive(runs, run, launcher, process, hits)
-                starts += again
-                if _over(process, began):
-                    break
+            while not (came := sign()) and life.goes_on():
                 time.sleep(LOOK_S if kill.phase == "checkpoint" else 20 * LOOK_S)
-            else:
+            if came:
                 time.sleep(kill.delay_s)
-                struck = strike(process, kill, run)
-                hits += [kill] if struck else []
-                tell(f"  {kill}: {struck or 'nothing there to kill'}")
-                began = time.monotonic()
-        while True:
-            process, again = _alive(runs, run, launcher, process, hits)
-            starts += again
-            if _over(process, began):
-                break
+                tell(f"  {kill}: {life.strike(kill) or 'nothing there to kill'}")
+        while life.goes_on():
             time.sleep(0.1)
-        code = process.poll()
-    finally:
-        left = orphans(run)
-        end(left)
-    return Outcome(launcher, len(kills), hits, starts, code, len(left))
+        return life.outcome(len(kills), len(orphans(run)))
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A point that struck, and what there was to lose: the stage's last step, checkpoint and claim."""
+
+    kill: Kill
+    step: int
+    checkpoint: int
+    half_written: bool
+    claim: str
+    logged: int
+
+    def loss(self, run: Path) -> tuple[int, str]:
+        """Return how many steps were done again after it, and what is wrong with that, if anything."""
+        stage = run / self.kill.stage
+        if self.kill.phase not in ("step", "checkpoint") or _claim(stage) == self.claim:
+            return 0, ""
+        said = log_of(run).read_bytes()[self.logged :].decode(errors="replace")
+        resumed = re.search(rf"resumed from {re.escape(str(stage))}/checkpoints/step-(\d+)", said)
+        first = int(resumed[1]) if resumed else 0
+        lost = max(0, self.step - first)
+        # While a checkpoint is written, training goes on.
+        allowed = CHECKPOINT_EVERY + (self.step % CHECKPOINT_EVERY if self.half_written else 0)
+        if lost <= allowed and first >= self.checkpoint:
+            return lost, ""
+        return lost, f"{self.kill}: at step {self.step}, checkpoint {self.checkpoint}, went on from {first}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the points that struck, how often it was started, its exit code, processes left."""
+    """How a run ended: the points that struck, how often it was started, its exit code, processes left.
+
+    `gave_up` tells where the command ended although it is promised to go on by itself.
+    """
 
     launcher: str
     planned: int
-    hits: list[Kill]
+    hits: list[Hit]
     starts: int
     code: int | None
     left: int
+    gave_up: list[str]
 
 
-def _alive(runs: Runs, run: Path, launcher: str, process: Popen, hits: list[Kill]) -> tuple[Popen, bool]:
-    # A run that has ended well, or has ended by itself more often than it was hit, stays ended.
-    code = process.poll()
-    if code in (None, 0):
-        return process, False
-    ends = getattr(process, "ends", 0) + 1
-    if ends > len(hits) + 1:
-        return process, False
-    again = runs.start(run, launcher)
-    again.ends = ends
-    return again, True
+class _Life:
+    """The starts of one run, and the kills that it has suffered."""
+
+    def __init__(self, runs: Runs, run: Path, launcher: str):
+        self._runs, self._run, self._launcher = runs, run, launcher
+        self._hits: list[Hit] = []
+        self._gave_up: list[str] = []
+        self._starts, self._allowed = 0, 1
+        self._start()
+
+    def goes_on(self) -> bool:
+        """Return whether it lives, begun again if it had ended with an error; False too when it hangs."""
+        code = self._process.poll()
+        if code is None:
+            return not self._patience.is_out()
+        if code == 0 or self._starts > len(self._hits) + 1:
+            return False
+        if self._starts >= self._allowed:
+            last = self._hits[-1].kill if self._hits else "no kill"
+            self._gave_up.append(f"the command ended with {code} after {last}")
+        self._start()
+        return True
+
+    def strike(self, kill: Kill) -> str:
+        """Kill; return which processes, or an empty string."""
+        before = _before(kill, self._run)
+        struck = strike(self._process, kill, self._run)
+        if struck:
+            half = any((self._run / kill.stage / "checkpoints").glob(".step-*"))
+            self._hits.append(replace(before, half_written=half))
+            self._allowed = max(self._allowed, self._starts + _ends_the_command(kill))
+        return struck
+
+    def outcome(self, planned: int, left: int) -> Outcome:
+        """Return how it ended."""
+        code = self._process.poll()
+        return Outcome(self._launcher, planned, self._hits, self._starts, code, left, self._gave_up)
+
+    def _start(self) -> None:
+        self._process = self._runs.start(self._run, self._launcher)
+        self._starts, self._patience = self._starts + 1, Patience(self._run)
 
 
-def _over(process: Popen, since: float) -> bool:
-    return process.poll() is not None or time.monotonic() - since > HANG_S
+def _ends_the_command(kill: Kill) -> bool:
+    # A private cluster has one raylet, and Ray ends the driver with it; those who shard are the driver's own.
+    return kill.target != "worker" or kill.phase == "shard"
+
+
+def _before(kill: Kill, run: Path) -> Hit:
+    stage, log = run / kill.stage, log_of(run)
+    named = [int(path.name.removeprefix("step-")) for path in (stage / "checkpoints").glob("step-*")]
+    return Hit(kill, steps(stage), max(named, default=0), False, _claim(stage), log.stat().st_size)
+
+
+def _claim(stage: Path) -> str:
+    try:
+        return (stage / CLAIM).read_text()
+    except OSError:
+        return ""
 
 
 def signs(run: Path, kill: Kill) -> Callable[[], bool]:
@@ -158,7 +219,7 @@ def strike(process: Popen, kill: Kill, run: Path) -> str:
         if found:
             names = [_name(victim) for victim in found]
             for victim in found:
-                _kill(victim)
+                kill_process(victim)
             if kill.target in ("driver", "host"):
                 process.wait()
             half = [path.name for path in run.glob("*/checkpoints/.step-*")]
@@ -194,46 +255,6 @@ def _name(process: psutil.Process) -> str:
         return " ".join(process.cmdline())[:200]
     except psutil.Error:
         return ""
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.send_signal(signal.SIGKILL)
-    except psutil.NoSuchProcess:
-        return
-
-
-def orphans(run: Path, patience_s: float = 30.0) -> list[psutil.Process]:
-    """Return the processes of a run that live on `patience_s` after it."""
-    deadline = time.monotonic() + patience_s
-    while (left := _marked(run)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return left
-
-
-def end(processes: list[psutil.Process]) -> None:
-    """Kill what a run has left."""
-    for process in processes:
-        _kill(process)
-
-
-def _marked(run: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(run) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_for(process: Popen, sign: Callable[[], bool]) -> None:
-    """Return when a sign has come; an error if the process ends before."""
-    while not sign():
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended with {process.returncode} too early")
-        time.sleep(LOOK_S)
 
 
 def ledger_state(run: Path, stage: str) -> str:

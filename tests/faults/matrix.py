@@ -23,7 +23,7 @@ def kill_matrix(folder: Path, say: Say, asked: Namespace) -> list[str]:
     say(f"undisturbed, {time.monotonic() - began:.0f} s")
     for name, value in reference.items():
         say(f"  {name:18s} {value[:16]}")
-    struck, faults, survived, finished = Counter(), [], 0, 0
+    struck, faults, survived, finished, most = Counter(), [], 0, 0, 0
     runs = enumerate(plan(asked.seed, asked.first + asked.points, asked.launchers), 1)
     for number, (launcher, kills) in runs:
         if number < asked.first:
@@ -32,29 +32,37 @@ def kill_matrix(folder: Path, say: Say, asked: Namespace) -> list[str]:
         say(f"run {number}, {launcher}")
         outcome = suffer(pipeline, run, launcher, kills, say)
         wrong = differences(outcome, run, reference)
-        struck.update((kill.target, kill.phase) for kill in outcome.hits)
+        struck.update((hit.kill.target, hit.kill.phase) for hit in outcome.hits)
         survived += 0 if wrong else len(outcome.hits)
         finished += not wrong
         faults += [f"run {number}: {name}" for name in wrong]
         verdict = f"DIFFERS: {', '.join(wrong)}" if wrong else "all the same"
         hits = f"{len(outcome.hits)} of {len(kills)} struck"
         took = time.monotonic() - began
-        say(f"  {hits}, {outcome.starts} starts, {took:.0f} s, {outcome.left} left: {verdict}")
+        lost = max((hit.loss(run)[0] for hit in outcome.hits), default=0)
+        most = max(most, lost)
+        hits += f", {outcome.starts} starts, {lost} steps lost"
+        say(f"  {hits}, {took:.0f} s, {outcome.left} left: {verdict}")
         if struck.total() >= asked.points:
             break
     say(table(struck))
     ran = number - asked.first + 1
-    say(f"{finished} of {ran} runs finished the same; {survived} of {struck.total()} kills survived")
+    say(
+        f"{finished} of {ran} runs finished the same; {survived} of {struck.total()} kills survived, "
+        f"at most {most} steps done again after any"
+    )
     return faults
 
 
 def differences(outcome: Outcome, run: Path, reference: dict[str, str]) -> list[str]:
-    """Return what is not as in the undisturbed run."""
+    """Return what is not as in the undisturbed run, what was lost, and where it did not go on by itself."""
     if outcome.code != 0:
         return ["hung" if outcome.code is None else f"ended with {outcome.code}"]
     found = products(run)
     left = [f"{outcome.left} processes were left"] if outcome.left else []
-    return [name for name in reference if found[name] != reference[name]] + untold(run) + left
+    lost = [wrong for hit in outcome.hits if (wrong := hit.loss(run)[1])]
+    other = [name for name in reference if found[name] != reference[name]]
+    return other + untold(run) + left + lost + outcome.gave_up
 
 
 def table(struck: Counter) -> str:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.case import ROOT, Pipeline, environment, products, untold
-from tests.faults.kills import ledger_state, steps, wait_for
+from tests.faults.kills import ledger_state, steps
+from tests.faults.watch import exit_code, wait_for
 
 
 def lose_tracker(folder: Path, say: Callable[[str], None]) -> list[str]:
@@ -34,9 +35,9 @@ def lose_tracker(folder: Path, say: Callable[[str], None]) -> list[str]:
         else:
             with server(run, port) as mlflow:
                 process = pipeline.start(run, "torchrun", *to_server)
-                wait_for(process, lambda run=run, moment=moment: moment(run))
+                wait_for(process, lambda run=run, moment=moment: moment(run), run)
                 os.killpg(mlflow.pid, signal.SIGKILL)
-                code = process.wait(timeout=1800)
+                code = exit_code(process, run)
             faults += [f"server dead at the {name}: exit {code}"] if code else []
         before = untold(run)
         with server(run, port):
@@ -64,7 +65,7 @@ def server(run: Path, port: int) -> Iterator[subprocess.Popen]:
             [*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True, env=dict(os.environ)
         )
     try:
-        wait_for(process, lambda: _answers(port))
+        wait_for(process, lambda: _answers(port), run)
         yield process
     finally:
         # uvicorn's own processes live in its session.

@@ -12,7 +12,8 @@ import psutil
 
 from pipeline.checkpoint import defects
 from tests.faults.case import ROOT, OneStage, environment, log_of, trained
-from tests.faults.kills import Kill, end, orphans, steps, strike, victims, wait_for
+from tests.faults.kills import Kill, steps, strike, victims
+from tests.faults.watch import end, exit_code, orphans, wait_for
 
 # What Kubernetes gives a container that it ends.
 GRACE_S, STEP = 30.0, 4
@@ -25,10 +26,10 @@ def ask_to_stop(folder: Path, say: Callable[[str], None], launchers: list[str]) 
     for launcher in launchers:
         run = folder / launcher
         process = stage.start(run, launcher)
-        wait_for(process, lambda run=run: steps(run / "baseline") >= STEP)
+        wait_for(process, lambda run=run: steps(run / "baseline") >= STEP, run)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=600)
+        code = exit_code(process, run)
         took, last = time.monotonic() - began, steps(run / "baseline")
         saved = (run / "baseline" / "checkpoints" / f"step-{last:09d}").exists()
         stage.finish(run, launcher)
@@ -52,10 +53,11 @@ def drain_node(folder: Path, say: Callable[[str], None]) -> list[str]:
     process, raylet = stage.start(run, "ray"), Kill("step", "raylet", "baseline", 0, 0.0, 0.0)
     checkpoints = run / "baseline" / "checkpoints"
     try:
-        wait_for(process, lambda: steps(run / "baseline") >= STEP)
+        wait_for(process, lambda: steps(run / "baseline") >= STEP, run)
         code = _drain(victims(process, raylet)[0], run)
         began, at = time.monotonic(), steps(run / "baseline")
-        wait_for(process, lambda: any(checkpoints.glob("step-*")) or time.monotonic() - began > 2 * GRACE_S)
+        limit = began + 2 * GRACE_S
+        wait_for(process, lambda: any(checkpoints.glob("step-*")) or time.monotonic() > limit, run)
         took, found = time.monotonic() - began, sorted(checkpoints.glob("step-*"))
     finally:
         if process.poll() is None:

@@ -8,7 +8,8 @@ from jobs.ledger import Ledger
 from pipeline.checkpoint import newest_checkpoint
 from pipeline.tracking.outbox import append_event, outbox_damage
 from tests.faults.case import CHECKPOINT_EVERY, OneStage, log_of, trained
-from tests.faults.kills import Kill, end, orphans, steps, strike, wait_for
+from tests.faults.kills import Kill, steps, strike
+from tests.faults.watch import end, orphans, wait_for
 
 CUTS = {"0": 0.0, "1 byte": 1, "half": 0.5, "end - 1": -1}
 Say = Callable[[str], None]
@@ -20,7 +21,7 @@ def tear(folder: Path, say: Say) -> list[str]:
     stage.finish(folder / "undisturbed", "torchrun")
     run = folder / "run"
     process = stage.start(run, "ray")
-    wait_for(process, lambda: steps(run / "baseline") > 2 * CHECKPOINT_EVERY)
+    wait_for(process, lambda: steps(run / "baseline") > 2 * CHECKPOINT_EVERY, run)
     strike(process, Kill("step", "driver", "baseline", 0, 0.0, 0.0), run)
     end(orphans(run))
     faults = _checkpoints(run / "baseline" / "checkpoints", folder / "copy", say)
