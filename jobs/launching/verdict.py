@@ -3,6 +3,7 @@
 import json
 import os
 import traceback
+import uuid
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,13 +19,18 @@ VERDICT = "verdict.json"
 class Judging:
     """Looks at the error its body ends with.
 
-    One that a new try would only repeat is written to SCRATCH/verdict.json at once, any other when it is the
-    second of its kind at the same place in the same step, on whatever rank. An error that comes of a dead or
-    newer peer says nothing of this one, and is never held against the job.
+    One that a new try would only repeat is written to SCRATCH/verdict.json at once, any other when an
+    earlier start of the workers has ended with its like at the same place in the same step, on any rank. An error
+    that comes of a dead or newer peer says nothing of this one, and is never held against the job.
+
+    Collective: the ranks of one start, which may all meet the same error, agree here on that start's name.
     """
 
     def __init__(self, scratch: Path):
         self._scratch = scratch
+        names = [uuid.uuid4().hex]
+        dist.broadcast_object_list(names)
+        self._start = names[0]
 
     def __enter__(self) -> None:
         pass
@@ -39,8 +45,9 @@ class Judging:
 
     def _happened_before(self, error: Exception) -> bool:
         this = _kind_of(error)
-        earlier = [path.read_text(encoding="utf-8") for path in self._scratch.glob("error-*.json")]
-        self._write(f"error-{os.environ['RANK']}.json", this)
+        files = [path for path in self._scratch.glob("error-*.json") if self._start not in path.name]
+        earlier = [path.read_text(encoding="utf-8") for path in files]
+        self._write(f"error-{self._start}-{os.environ['RANK']}.json", this)
         return json.dumps(this) in earlier
 
     def _write(self, name: str, content: dict[str, object]) -> None:

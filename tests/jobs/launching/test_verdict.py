@@ -19,8 +19,16 @@ def end_with(scratch, error, step=7, rank="0", monkeypatch=None):
 
 
 @pytest.fixture(autouse=True)
-def rank(monkeypatch):
+def start(monkeypatch):
+    """The starts of the workers: named as the list says, without a name in it each anew."""
+    names = []
     monkeypatch.setenv("RANK", "0")
+
+    def agree(told):
+        told[0] = names[0] if names else told[0]
+
+    monkeypatch.setattr(dist, "broadcast_object_list", agree)
+    return names
 
 
 def verdict(scratch):
@@ -39,6 +47,18 @@ def test_the_same_error_twice_in_the_same_step_is_told_with_its_step(tmp_path, m
     )
     assert not found["expected"], "so that the line names the traceback"
     assert "in end_with" in found["traceback"] and "in step 7" in found["traceback"]
+
+
+def test_two_ranks_of_one_start_are_no_second_time(tmp_path, monkeypatch, start):
+    """A store that is away fails every rank at the same line in the same step: nothing was tried again yet."""
+    start.append("first")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        end_with(tmp_path, OSError("the store is away"))
+    assert verdict(tmp_path) is None
+    start[0] = "second"
+    end_with(tmp_path, OSError("the store is away"))
+    assert verdict(tmp_path)["message"].startswith("twice the same error")
 
 
 def test_in_another_step_at_another_place_or_of_another_kind_it_is_tried_again(tmp_path):
