@@ -168,7 +168,8 @@ def evaluate(run: Run) -> None:
     from pipeline.evaluate import score
 
     cache = {"folder": _cache_dir(run.config), "limit_gb": run.config.data.cache_gb}
-    payload = {"jobs": jobs, "shards": absolute(shards), "test": test, "cache": cache}
+    claim = {"run_dir": str(run.path), "stage": "evaluate", "attempt": run.attempt}
+    payload = {"jobs": jobs, "shards": absolute(shards), "test": test, "cache": cache, "claim": claim}
     _launch(run, "evaluate", detect_parts, payload)
     for name in waiting:
         score(shards, parts[name], folder / name, cache_of(run.config))

@@ -51,8 +51,10 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         _write_files(temporary, step, weights, momentum, state)
         may_commit()
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists() and not defects(final):
+            # Another start has written it meanwhile.
+            return final
+        shutil.rmtree(final, ignore_errors=True)
         rename_durably(temporary, final)
     except SafetensorError as error:
         raise _os_error(error, final) from None
@@ -69,10 +71,11 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
     return load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors"), state
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
+def newest_checkpoint(directory: Path, may_change: Callable[[], None] = lambda: None) -> Path | None:
     """Return the newest checkpoint that verifies, or None.
 
-    Broken ones are renamed to `broken-...` with a warning that says what is wrong and what is used instead.
+    Broken ones are renamed to `broken-...` with a warning that says what is wrong and what is used instead,
+    unless `may_change` raises; what was set aside before is deleted then.
     """
     broken: list[tuple[Path, str]] = []
     found = None
@@ -83,6 +86,10 @@ def newest_checkpoint(directory: Path) -> Path | None:
             break
         broken.append((path, wrong))
     used = f"{found.name} is used instead" if found else "there is no older one, so the stage begins anew"
+    if broken:
+        may_change()
+    for left in directory.glob("broken-*") if broken else ():
+        shutil.rmtree(left)
     for path, wrong in broken:
         log.warning("%s is broken: %s; set aside as %s; %s", path, wrong, _set_aside(path).name, used)
     return found
@@ -149,10 +156,6 @@ def _os_error(error: SafetensorError, path: Path) -> OSError:
 
 def _set_aside(path: Path) -> Path:
     target = path.with_name(f"broken-{path.name}")
-    number = 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"broken-{path.name}-{number}")
     os.rename(path, target)
     return target
 

@@ -43,11 +43,13 @@ def detect(
     world: int = 1,
     batch: int = 1,
     cache: Cache | None = None,
+    may_commit: Callable[[], None] = lambda: None,
 ) -> Path:
     """Return the file of this rank's results on images rank, rank + world, ... of the shards.
 
     Runs on LOCAL_RANK's GPU if there is one. Writes nothing but its own file, atomically, so a killed
-    rank is simply run again. `parts_dir` belongs to one detection: empty it before another.
+    rank is simply run again. `parts_dir` belongs to one detection: empty it before another. `may_commit` is
+    asked before the file gets its name, and raises what forbids it.
 
     Raises:
         BadInput: weights whose categories are not the shards' categories.
@@ -79,6 +81,7 @@ def detect(
         for tree in chain([head], in_pieces(found)):
             stream.write(encode_json(tree) + b"\n")
         flush(stream)
+        may_commit()
     return path
 
 

@@ -17,56 +17,71 @@ from safetensors.torch import load_file
 
 from configs.schema import Test
 from pipeline.evaluate import check_categories, detect_images, measure
-from pipeline.evaluations import POLL_S, mask_ap, result_file, results_of
+from pipeline.evaluations import POLL_S, alive_file, mask_ap, result_file, results_of
+from pipeline.lease import Claim
 from pipeline.model import load_model
 from pipeline.network.paste import paste_runs
 from pipeline.network.weights import save_weights
 from shards.read import ShardDataset
 from shards.storage.cache import cache_at
-from shards.storage.files import write_atomic
+from shards.storage.files import temporary_beside, write_atomic
 
 
 def main() -> None:
     """Evaluate what is there and what comes, until the process that trains has ended."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     folder = Path(sys.argv[1])
+    # Once: a later start of the workers writes its own, which is not this process's to act on.
+    order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
     while True:
         waiting = sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
         if not waiting:
             time.sleep(POLL_S)
             continue
-        evaluate_snapshot(folder, waiting[0])
+        evaluate_snapshot(folder, waiting[0], order)
 
 
-def evaluate_snapshot(folder: Path, snapshot: Path) -> None:
+def evaluate_snapshot(folder: Path, snapshot: Path, order: dict[str, Any]) -> None:
     """Leave a snapshot's result, and its weights as STAGE/best.safetensors if no earlier step was as good.
 
     Killed anywhere and called again, it leaves the same.
 
     Args:
-        folder: STAGE/evaluations, with order.json.
+        folder: STAGE/evaluations.
         snapshot: step-000000123 in it; gone when this returns.
+        order: the content of order.json.
+
+    Raises:
+        StaleAttempt, Superseded: those who train were started again, and evaluate for themselves.
     """
-    step, order = int(snapshot.name.removeprefix("step-")), json.loads((folder / "order.json").read_text())
-    weights, stage = folder / "weights.safetensors", folder.parent
+    step, stage = int(snapshot.name.removeprefix("step-")), folder.parent
+    claim = Claim(**{**order["claim"], "run_dir": Path(order["claim"]["run_dir"])})
+    # A name of this process's own: one of an earlier start may live on behind a broken network.
+    weights = temporary_beside(stage / "best.safetensors")
     if not result_file(folder, step).exists():
         save_weights(weights, load_file(snapshot / "weights.safetensors"), order["meta"])
-        result = {"step": step, **_evaluated(weights, order)}
+        result = {"step": step, **_evaluated(weights, order, alive_file(folder))}
+        claim.check()
         earlier = [mask_ap(found) for found in results_of(stage) if found["step"] < step]
         if mask_ap(result) > max(earlier, default=-2.0):
             os.replace(weights, stage / "best.safetensors")
         write_atomic(result_file(folder, step), json.dumps(result, allow_nan=False).encode() + b"\n")
+        weights.unlink(missing_ok=True)
+    claim.check()
     shutil.rmtree(snapshot)
 
 
-def _evaluated(weights: Path, order: dict[str, Any]) -> dict[str, Any]:
+def _evaluated(weights: Path, order: dict[str, Any], alive: Path) -> dict[str, Any]:
     began = time.monotonic()
     test, device = Test(**order["test"]), _device(order["ranks"])
     dataset = ShardDataset(order["shards"], cache=cache_at(**order["cache"]))
     model = load_model(weights, test=test).to(device)
     model.paste = paste_runs
     check_categories(model.categories, dataset.categories, weights, order["shards"])
-    results = list(detect_images(model, dataset, range(len(dataset)), device=device))
+    results = []
+    for found in detect_images(model, dataset, range(len(dataset)), device=device):
+        alive.touch()
+        results.append(found)
     metrics = measure(dataset.to_coco(), results, test.scorer)
     metrics.pop("per_category")
     return {**metrics, "seconds": time.monotonic() - began}

@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Schedule
-from shards.storage.files import write_atomic
+from pipeline.notice import Ask, Preempted, no_notice
+from shards.storage.files import clear_temporaries, write_atomic
 
 log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4
+# Without an image evaluated, longer than scoring all of them or fetching the shards takes: its store hangs.
+STALL_S = 1800.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
 class EvaluationFailed(RuntimeError):
-    """The evaluating process died again and again; the message says where its output is."""
+    """The evaluating process ended or stood still again and again; the message says where its output is."""
 
 
 class Evaluations:
@@ -34,15 +37,19 @@ class Evaluations:
     A context manager: leaving it ends the process. Without `eval_every` nothing is ever due.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule, order: dict[str, Any], rank: int):
+    def __init__(
+        self, folder: Path, schedule: Schedule, order: dict[str, Any], rank: int, ask: Ask = no_notice
+    ):
         """Keep what is due at the steps of a schedule.
 
         Args:
             folder: STAGE's folder, which every rank sees.
             schedule: its `iters`, `eval_every` and `patience` are used.
-            order: what the process is told: `shards`, `test`, `cache` and `meta`, in plain JSON values.
+            order: what the process is told: `shards`, `test`, `cache`, `meta` and `claim`, in JSON values.
             rank: 0 starts the process.
+            ask: whether to stop, which rank 0 asks while it waits.
         """
+        self._ask, self._beat, self._beaten = ask, 0, 0.0
         self._folder, self._schedule, self._rank = folder / "evaluations", schedule, rank
         self._order, self._process, self._starts = order, None, 0
 
@@ -50,6 +57,8 @@ class Evaluations:
         if self._rank == 0 and self._schedule.eval_every:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self._folder / "order.json", json.dumps(self._order).encode())
+            alive_file(self._folder).touch()
+            clear_temporaries(self._folder)
             self._start()
         return self
 
@@ -98,16 +107,32 @@ class Evaluations:
             self._wait(step)
 
     def _wait(self, step: int) -> None:
+        self._beaten = time.monotonic()
         while not result_file(self._folder, step).exists():
-            if self._process is not None and self._process.poll() is not None:
-                self._start()
+            if self._process is not None:
+                # The other ranks end with this one: it alone has a checkpoint to finish first.
+                if self._ask().stop:
+                    raise Preempted(f"asked to stop while step {step} is evaluated; the same command goes on")
+                self._mind_process()
             time.sleep(POLL_S)
+
+    def _mind_process(self) -> None:
+        beat, now = alive_file(self._folder).stat().st_mtime_ns, time.monotonic()
+        if beat != self._beat:
+            self._beat, self._beaten = beat, now
+        if now - self._beaten > STALL_S:
+            self._process.kill()
+            self._process.wait()
+        if self._process.poll() is not None:
+            self._start()
 
     def _start(self) -> None:
         output = self._folder / "output.log"
         if self._starts == STARTS:
-            raise EvaluationFailed(f"the evaluating process died {STARTS} times; see {output}")
-        self._starts += 1
+            raise EvaluationFailed(
+                f"the evaluating process ended or stood still {STARTS} times; see {output}"
+            )
+        self._starts, self._beaten = self._starts + 1, time.monotonic()
         # No rank of training: it must not take part in anything that they do together.
         alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         alone["OMP_NUM_THREADS"] = "1"
@@ -130,6 +155,11 @@ def mask_ap(result: dict[str, Any]) -> float:
     """Return what networks of a stage are ranked by; an undefined AP is below any other."""
     value = result["segm"]["AP"]
     return -1.0 if value is None else value
+
+
+def alive_file(folder: Path) -> Path:
+    """Return what the evaluating process touches with every image."""
+    return folder / "alive"
 
 
 def result_file(folder: Path, step: int) -> Path:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.storage.files import write_atomic
+from shards.storage.files import clear_temporaries, write_atomic
 
 # Loader processes of a killed driver notice its death within seconds; a lock left to them passes.
 PATIENCE_S = 3.0
@@ -113,6 +113,8 @@ class Claim:
 def claim_stage(run_dir: str | Path, stage: str, attempt: int, rank: int) -> Claim:
     """Return the claim of a rank that starts to train; that of rank 0, which alone writes, ends earlier ones.
 
+    What these have left half-written in the stage's folder is deleted.
+
     Raises:
         StaleAttempt: a newer attempt has begun.
     """
@@ -123,6 +125,7 @@ def claim_stage(run_dir: str | Path, stage: str, attempt: int, rank: int) -> Cla
     claim = Claim(run_dir, stage, attempt, uuid.uuid4().hex)
     (run_dir / stage).mkdir(parents=True, exist_ok=True)
     write_atomic(run_dir / stage / CLAIM, claim.token.encode())
+    clear_temporaries(run_dir / stage)
     return claim
 
 
@@ -164,6 +167,7 @@ def _begin(run_dir: Path, descriptor: int) -> Lease:
     )
     os.pwrite(descriptor, str(lease.attempt).encode(), 0)
     os.fsync(descriptor)
+    clear_temporaries(run_dir)
     write_atomic(run_dir / "lease.json", json.dumps(asdict(lease), sort_keys=True, indent=1).encode() + b"\n")
     return lease
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ log = logging.getLogger(__name__)
 class RunLog:
     """The two logs of one stage, which read as if the run had never been interrupted."""
 
-    def __init__(self, folder: Path, rank: int, world: int, step: int):
-        """Cut both logs back to `step`; every rank must be constructed."""
-        self.folder, self.rank, self.world = folder, rank, world
+    def __init__(self, folder: Path, rank: int, world: int, step: int, may_write: Callable[[], None]):
+        """Cut both logs back to `step`; every rank must be constructed.
+
+        `may_write` raises when this process has lost the right to; rank 0 asks right before every write.
+        """
+        self.folder, self.rank, self.world, self._may_write = folder, rank, world, may_write
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            _cut_back(folder / "metrics.jsonl", step)
-            _cut_back(folder / "samples.jsonl", step)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                may_write()
+                _cut_back(folder / name, step)
 
     def metrics(self, step: int, schedule: Schedule, size: int, lr: float, window: dict[str, float]) -> None:
         """Append the mean of every loss term over the steps since the last line, and how many samples of
@@ -49,7 +54,7 @@ class RunLog:
             # Of the steps of this attempt: those before a resume took their time elsewhere.
             "images_per_s": speed,
         }
-        _append(self.folder / "metrics.jsonl", [line])
+        self._append("metrics.jsonl", [line])
         _say(step, schedule.iters, line)
 
     def samples(self, step: int, image_ids: list[int]) -> None:
@@ -58,7 +63,15 @@ class RunLog:
         dist.all_gather_object(everyone, image_ids)
         if self.rank == 0:
             lines = [{"step": step, "rank": rank, "image_ids": ids} for rank, ids in enumerate(everyone)]
-            _append(self.folder / "samples.jsonl", lines)
+            # The others may have let it wait for ten minutes.
+            self._append("samples.jsonl", lines)
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        self._may_write()
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.writelines(map(_text, lines))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -79,13 +92,6 @@ def _cut_back(path: Path, step: int) -> None:
         return
     kept = [line for line in read_lines(path) if line["step"] <= step]
     write_atomic(path, "".join(map(_text, kept)).encode())
-
-
-def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(map(_text, lines))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _text(line: dict[str, Any]) -> str:

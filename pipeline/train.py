@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,21 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
     order = sample_order(dataset, config).identity
     engine = start_engine(stage_model(job, dataset), schedule, config, world)
     claim, folder = claim_stage(job.run_dir, job.stage, job.attempt, rank), Path(job.run_dir, job.stage)
-    first, window = _resume(engine, folder / "checkpoints", order)
-    logs, quarantine = RunLog(folder, rank, world, first), Quarantine(config.data.on_corrupt, world)
+    first, window = _resume(engine, folder / "checkpoints", order, claim)
+    logs = RunLog(folder, rank, world, first, claim.check)
+    quarantine = Quarantine(config.data.on_corrupt, world)
     batches = training_batches(dataset, config, schedule, rank, world, first)
     engine.module.train()
     keep = config.keep_checkpoints, config.keep_checkpoint_every
     meta = weights_meta(config, job.stage, dataset)
     with (
-        Evaluations(folder, schedule, _evaluation_order(job, meta, world), rank) as evaluations,
+        Evaluations(folder, schedule, _evaluation_order(job, meta, world, claim), rank, ask) as evaluations,
         CheckpointWriter(folder / "checkpoints", *keep, claim.check, evaluations.keep) as checkpoints,
     ):
         if first and rank == 0:
             # Killed between writing and linking it.
             evaluations.keep(first, folder / "checkpoints" / f"step-{first:09d}")
-        books = _Books(
-            job, schedule, engine, claim, logs, checkpoints, evaluations, order, len(dataset), window
-        )
+        books = _Books(job, schedule, engine, logs, checkpoints, evaluations, order, len(dataset), window)
         done = first
         while done < schedule.iters and not evaluations.stops(done):
             step, done = done, done + 1
@@ -128,7 +127,6 @@ class _Books:
     job: TrainJob
     schedule: Schedule
     engine: Any
-    claim: Claim
     logs: RunLog
     checkpoints: CheckpointWriter
     evaluations: Evaluations
@@ -142,10 +140,8 @@ class _Books:
         for name, value in (("steps", 1), ("timed", 1), ("seconds", seconds)):
             self.window[name] += value
         if config.debug.log_samples:
-            self.claim.check()
             self.logs.samples(step, ids)
         if step % config.train.log_every == 0 or last:
-            self.claim.check()
             self.logs.metrics(step, self.schedule, self.size, lr_at(self.schedule, step - 1), self.window)
             self.window = _empty_window()
         if step % config.checkpoint_every == 0 or last or told.save or self.evaluations.due(step):
@@ -202,11 +198,12 @@ def stage_model(job: TrainJob, dataset: ShardDataset) -> nn.Module:
     return model
 
 
-def _evaluation_order(job: TrainJob, meta: dict[str, Any], world: int) -> dict[str, Any]:
+def _evaluation_order(job: TrainJob, meta: dict[str, Any], world: int, claim: Claim) -> dict[str, Any]:
     data = job.config.data
     cache = {"folder": data.cache_dir, "limit_gb": data.cache_gb}
     test = job.config.test.model_dump(mode="json")
-    return {"shards": job.val_shards, "test": test, "cache": cache, "meta": meta, "ranks": world}
+    order = {"shards": job.val_shards, "test": test, "cache": cache, "meta": meta, "ranks": world}
+    return {**order, "claim": {**asdict(claim), "run_dir": job.run_dir}}
 
 
 def weights_meta(config: Config, stage: str, dataset: ShardDataset) -> dict[str, Any]:
@@ -221,9 +218,9 @@ def weights_meta(config: Config, stage: str, dataset: ShardDataset) -> dict[str,
     }
 
 
-def _resume(engine: Any, checkpoints: Path, order: str) -> tuple[int, dict[str, float]]:
+def _resume(engine: Any, checkpoints: Path, order: str, claim: Claim) -> tuple[int, dict[str, float]]:
     # Rank 0 alone looks (and sets broken ones aside); the others must not race it.
-    found = [newest_checkpoint(checkpoints) if dist.get_rank() == 0 else None]
+    found = [newest_checkpoint(checkpoints, claim.check) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     if found[0] is None:
         return 0, _empty_window()

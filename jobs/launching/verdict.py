@@ -20,8 +20,8 @@ class Judging:
     """Looks at the error its body ends with.
 
     One that a new try would only repeat is written to SCRATCH/verdict.json at once, any other when an
-    earlier start of the workers has ended with its like at the same place in the same step, on any rank. An error
-    that comes of a dead or newer peer says nothing of this one, and is never held against the job.
+    earlier start of the workers has ended with its like at the same place in the same step, on any rank. An
+    error that comes of a dead or newer peer says nothing of this one, and is never held against the job.
 
     Collective: the ranks of one start, which may all meet the same error, agree here on that start's name.
     """

@@ -44,15 +44,23 @@ def train_stage(payload: dict[str, Any]) -> None:
 
 
 def detect_parts(payload: dict[str, Any]) -> None:
-    """Detect on this rank's share of the images, with one weights file after the other."""
+    """Detect on this rank's share of the images, with one weights file after the other.
+
+    Where the payload has a `claim`, arguments of `claim_stage`, nothing is deleted or left without its right.
+    """
     from pipeline.evaluate import detect
+    from pipeline.lease import claim_stage
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    check = claim_stage(**payload["claim"], rank=rank).check if payload.get("claim") else lambda: None
     for job in payload["jobs"]:
         log.info("detecting with %s", job["weights"])
-        _drop_other_worlds(Path(job["parts"]), world)
+        if rank == 0:
+            check()
+            _drop_other_worlds(Path(job["parts"]), world)
         test, cache = Test(**payload["test"]), cache_at(**payload["cache"])
-        detect(job["weights"], payload["shards"], job["parts"], test, rank, world, cache=cache)
+        place = job["weights"], payload["shards"], job["parts"]
+        detect(*place, test, rank, world, cache=cache, may_commit=check)
 
 
 def _drop_other_worlds(parts: Path, world: int) -> None:

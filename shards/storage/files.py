@@ -80,11 +80,16 @@ def only_writer(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(f"{directory}: another process is writing there; wait for it or stop it") from None
-        for left in directory.glob(TEMPORARY):
-            left.unlink()
+        clear_temporaries(directory)
         yield
     finally:
         os.close(descriptor)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete the half-written files that a kill has left in a folder, which this process alone may write."""
+    for left in folder.glob(TEMPORARY):
+        left.unlink(missing_ok=True)
 
 
 def encode_json(tree: object) -> bytes:

@@ -130,6 +130,32 @@ def test_who_may_not_commit_any_more_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == [older]
 
 
+def test_a_checkpoint_that_another_start_has_finished_meanwhile_is_left_alone(tmp_path):
+    inodes = []
+
+    def meanwhile():
+        path, *_ = save(tmp_path, 2)
+        inodes.append((path / "weights.safetensors").stat().st_ino)
+
+    path = save_checkpoint(tmp_path, 2, {"a": torch.zeros(3)}, {}, {"step": 2}, meanwhile)
+    assert inodes == [(path / "weights.safetensors").stat().st_ino] and not defects(path)
+
+
+def test_broken_checkpoints_do_not_pile_up_and_a_stale_start_sets_none_aside(tmp_path):
+    def refuse():
+        raise StaleAttempt("over")
+
+    save(tmp_path, 1)
+    for step in (2, 3):
+        path, *_ = save(tmp_path, step)
+        (path / "state.json").unlink()
+        with pytest.raises(StaleAttempt):
+            newest_checkpoint(tmp_path, refuse)
+        assert path.exists()
+        newest_checkpoint(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-step-000000003", "step-000000001"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("call", ["fsync", "mkdir", "replace"])
 def test_a_failing_disk_leaves_the_last_good_checkpoint_and_nothing_else(tmp_path, monkeypatch, number, call):

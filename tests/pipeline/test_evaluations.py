@@ -1,7 +1,10 @@
 """Evaluation while training goes on changes no weight, keeps the best, and stops at the same step always."""
 
 import json
+import os
 import shutil
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,9 +12,11 @@ from hypothesis import strategies as st
 
 from configs.load import ConfigError, parse_config
 from configs.schema import Schedule
-from pipeline import evaluations
+from pipeline import evaluating, evaluations
 from pipeline.evaluations import EvaluationFailed, Evaluations, out_of_patience, result_file
-from pipeline.network.weights import load_weights
+from pipeline.lease import Superseded, claim_stage
+from pipeline.network.weights import load_weights, save_weights
+from pipeline.notice import Notice, Preempted, no_notice
 from shards.storage.files import sha256_of
 from tests.pipeline.test_train import run, shards  # noqa: F401
 
@@ -20,14 +25,20 @@ class StandIn:
     """A process that does nothing, or dies at once."""
 
     def __init__(self, dies):
-        self.poll = lambda: 1 if dies else None
-        self.kill = self.wait = lambda: None
+        self.dead = dies
+        self.wait = lambda: None
+
+    def poll(self):
+        return 1 if self.dead else None
+
+    def kill(self):
+        self.dead = True
 
 
-def standing(tmp_path, monkeypatch, dies=False, **schedule):
+def standing(tmp_path, monkeypatch, dies=False, ask=no_notice, **schedule):
     monkeypatch.setattr(evaluations.subprocess, "Popen", lambda *_, **__: StandIn(dies))
     schedule = {"iters": 12, "eval_every": 3, "steps": (9,), **schedule}
-    return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}}, rank=0)
+    return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}}, 0, ask)
 
 
 def leave(tmp_path, step, ap):
@@ -75,9 +86,75 @@ def test_a_process_that_dies_again_and_again_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluations, "POLL_S", 0)
     with (
         standing(tmp_path, monkeypatch, dies=True) as kept,
-        pytest.raises(EvaluationFailed, match=r"died 4 times; see .*output\.log"),
+        pytest.raises(EvaluationFailed, match=r"ended or stood still 4 times; see .*output\.log"),
     ):
         kept.finish(12)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_process_that_stands_still_is_started_again_and_one_that_works_is_not(tmp_path, monkeypatch, works):
+    """Each look is a quarter of an hour after the one before; the result comes at the twentieth."""
+    looks = []
+
+    def look(_):
+        looks.append(len(looks))
+        if works:
+            os.utime(evaluations.alive_file(tmp_path / "evaluations"), (looks[-1], looks[-1]))
+        if len(looks) == 20:
+            leave(tmp_path, 12, 0.5)
+
+    times = SimpleNamespace(monotonic=lambda: 900.0 * len(looks), sleep=look)
+    monkeypatch.setattr(evaluations, "time", times)
+    with standing(tmp_path, monkeypatch) as kept:
+        if works:
+            kept.finish(12)
+        else:
+            with pytest.raises(EvaluationFailed, match="stood still 4 times"):
+                kept.finish(12)
+    assert len(looks) == (20 if works else 12), "half an hour and one look, four times"
+
+
+def test_sigterm_is_heard_while_an_evaluation_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluations, "POLL_S", 0)
+    asked = iter([Notice(), Notice(save=True, stop=True)])
+    with (
+        standing(tmp_path, monkeypatch, ask=lambda: next(asked)) as kept,
+        pytest.raises(Preempted, match="asked to stop while step 12 is evaluated"),
+    ):
+        kept.finish(12)
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """An evaluation that takes as long as a test says, with an AP of 0.5."""
+    meanwhile = []
+
+    def evaluate(weights, order, alive):
+        for happen in meanwhile:
+            happen()
+        return {"segm": {"AP": 0.5}}
+
+    monkeypatch.setattr(evaluating, "_evaluated", evaluate)
+    return meanwhile
+
+
+def test_an_evaluating_process_of_an_earlier_start_leaves_nothing(tmp_path, evaluated):
+    folder, step = tmp_path / "baseline" / "evaluations", "step-000000003"
+    (folder / step).mkdir(parents=True)
+    save_weights(folder / step / "weights.safetensors", {}, {"format": 1})
+    claim = claim_stage(tmp_path, "baseline", 1, 0)
+    order = {"meta": {"format": 1}, "claim": {**asdict(claim), "run_dir": str(tmp_path)}}
+    evaluated.append(lambda: claim_stage(tmp_path, "baseline", 1, 0))
+    with pytest.raises(Superseded):
+        evaluating.evaluate_snapshot(folder, folder / step, order)
+    assert not (tmp_path / "baseline" / "best.safetensors").exists()
+    assert not result_file(folder, 3).exists() and (folder / step).exists()
+    evaluated.clear()
+    claim = claim_stage(tmp_path, "baseline", 1, 0)
+    order["claim"]["token"] = claim.token
+    evaluating.evaluate_snapshot(folder, folder / step, order)
+    assert (tmp_path / "baseline" / "best.safetensors").exists() and not (folder / step).exists()
+    assert not [*(tmp_path / "baseline").glob(".*.tmp-*")]
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.1, 0.2, 0.3]), max_size=8), st.integers(1, 4))

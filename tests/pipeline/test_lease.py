@@ -116,6 +116,18 @@ def test_workers_of_an_earlier_start_can_commit_nothing_when_they_come_back(tmp_
         other.check()
 
 
+def test_what_kills_have_left_half_written_is_cleared_by_the_next_attempt_and_start(tmp_path):
+    (tmp_path / "baseline").mkdir()
+    places = tmp_path, tmp_path / "baseline"
+    for folder in places:
+        (folder / ".weights.safetensors.tmp-there-7").touch()
+    with acquire(tmp_path, 0) as lease:
+        claim_stage(tmp_path, "baseline", lease.attempt, rank=1)
+        assert [len([*folder.glob(".*.tmp-*")]) for folder in places] == [0, 1]
+        claim_stage(tmp_path, "baseline", lease.attempt, rank=0)
+    assert not [path for folder in places for path in folder.glob(".*.tmp-*")]
+
+
 def test_a_late_start_of_an_older_attempt_takes_no_claim(tmp_path):
     with acquire(tmp_path, 0) as first:
         pass

@@ -50,7 +50,7 @@ def test_the_same_error_twice_in_the_same_step_is_told_with_its_step(tmp_path, m
 
 
 def test_two_ranks_of_one_start_are_no_second_time(tmp_path, monkeypatch, start):
-    """A store that is away fails every rank at the same line in the same step: nothing was tried again yet."""
+    """A store that is away fails every rank at the same line in the same step; nothing was tried again."""
     start.append("first")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

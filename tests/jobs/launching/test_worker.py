@@ -1,0 +1,57 @@
+"""What a rank may delete and leave when it detects, and when it may not."""
+
+import pytest
+
+from jobs.launching.worker import detect_parts
+from pipeline import evaluate
+from pipeline.lease import StaleAttempt, acquire
+
+
+@pytest.fixture
+def rank_0(monkeypatch, tmp_path):
+    """Rank 0 of 1 that detects nothing: the path of its part, and the payload of attempt 1."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    part = tmp_path / "parts" / "rank-0000-of-0001.jsonl"
+
+    def detect(*_, may_commit, **__):
+        may_commit()
+        part.touch()
+
+    monkeypatch.setattr("pipeline.evaluate.detect", detect)
+    part.parent.mkdir()
+    (part.parent / "rank-0000-of-0002.jsonl").touch()
+    jobs = [{"weights": "w", "parts": str(part.parent)}]
+    claim = {"run_dir": str(tmp_path), "stage": "evaluate", "attempt": 1}
+    return part, {"jobs": jobs, "test": {}, "cache": {}, "shards": "s", "claim": claim}
+
+
+def test_a_group_of_another_size_clears_what_the_one_before_has_left(rank_0, tmp_path):
+    part, payload = rank_0
+    with acquire(tmp_path):
+        detect_parts(payload)
+    assert [path.name for path in part.parent.iterdir()] == [part.name]
+
+
+def test_an_old_group_deletes_and_leaves_nothing_of_a_newer_attempt(rank_0, tmp_path, monkeypatch):
+    part, payload = rank_0
+    for _ in range(2):
+        with acquire(tmp_path):
+            pass
+    with pytest.raises(StaleAttempt):
+        detect_parts(payload)
+    assert [path.name for path in part.parent.iterdir()] == ["rank-0000-of-0002.jsonl"]
+
+
+def test_a_group_that_is_replaced_while_it_detects_leaves_nothing(rank_0, tmp_path, monkeypatch):
+    part, payload = rank_0
+    real = evaluate.detect
+
+    def detect(*place, **options):
+        (tmp_path / "evaluate" / ".claim").write_text("another start's")
+        real(*place, **options)
+
+    monkeypatch.setattr("pipeline.evaluate.detect", detect)
+    with acquire(tmp_path), pytest.raises(RuntimeError, match="started again"):
+        detect_parts(payload)
+    assert not part.exists()
