@@ -25,9 +25,9 @@ from jobs.ledger import Ledger, hash_of
 from jobs.summary import showing_findings
 from jobs.track import note_results, tracking
 from pipeline.lease import acquire
-from pipeline.tracking.uri import redact
 from shards.storage.files import write_atomic
 from shards.storage.remote import absolute
+from shards.storage.secrets import redact
 
 # Each evaluated network, and the stage whose weights it has.
 EVALUATED = {"baseline": "baseline", "control": "control", "refined": "refine"}

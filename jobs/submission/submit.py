@@ -15,8 +15,8 @@ from jobs.checks import check_sources
 from jobs.console import say
 from jobs.submission.follow import Job, follow
 from jobs.submission.package import packaged
-from pipeline.tracking.uri import redact
 from shards.errors import BadInput
+from shards.storage.secrets import holds_secret, redact
 
 CONFIG = "submitted.yaml"
 # What `ray job stop` leaves a run between SIGTERM and SIGKILL; Ray's own 3 seconds write no checkpoint.
@@ -169,10 +169,11 @@ def _host() -> str:
 def _check_secrets(config: Config) -> None:
     told = {"tracking.uri": config.tracking.uri, "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI")}
     for key, uri in told.items():
-        if uri and redact(uri) != uri:
+        if uri and holds_secret(uri):
             raise BadInput(
-                f"{key}={redact(uri)}: holds a password, and Ray shows a job's settings to all; leave it "
-                "out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the head is started"
+                f"{key}={redact(uri)}: holds a password or token, and Ray shows a job's settings to all; "
+                "leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the head "
+                "is started"
             )
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tracking.outbox import Event, MetricsTail, read_events
-from pipeline.tracking.uri import redact
 from shards.storage.files import encode_json, write_atomic
+from shards.storage.secrets import redact
 
 log = logging.getLogger(__name__)
 PIPELINE = "pipeline"

@@ -20,9 +20,10 @@ from typing import Any
 from pipeline.lease import StaleAttempt, check_attempt
 from pipeline.tracking.delivery import PIPELINE, Delivery
 from pipeline.tracking.outbox import append_event, outbox_damage
-from pipeline.tracking.uri import redact, resolve_uri
+from pipeline.tracking.uri import resolve_uri
 from shards.errors import BadInput
 from shards.storage.files import encode_json, write_atomic
+from shards.storage.secrets import redact
 
 log = logging.getLogger(__name__)
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0

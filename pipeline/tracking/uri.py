@@ -1,11 +1,9 @@
-"""Which MLflow a run reports to, and how its address may be shown."""
+"""Which MLflow a run reports to."""
 
 import os
-import re
 from pathlib import Path
 
 DEFAULT_FILE = "mlflow.db"
-SECRETS = "password|passwd|token|secret|signature|api_?key|credential"
 
 
 def resolve_uri(configured: str | None, remembered: str | None = None) -> str:
@@ -19,9 +17,3 @@ def resolve_uri(configured: str | None, remembered: str | None = None) -> str:
     if path != uri and not path.startswith("/"):
         return f"sqlite:///{Path(path).resolve()}"
     return uri
-
-
-def redact(text: str) -> str:
-    """Return the text with every password of a URL in it, and every token in its query, replaced by ***."""
-    text = re.sub(r"(\w://[^\s/:@]*):[^\s/]+@", r"\1:***@", text)
-    return re.sub(rf"(?i)([?&][^\s=&]*(?:{SECRETS})[^\s=&]*=)[^\s&'\"]+", r"\1***", text)

@@ -15,6 +15,7 @@ from typing import Any
 
 from shards.errors import BadInput
 from shards.storage.files import sha256_of
+from shards.storage.secrets import holds_password, holds_secret, redact
 
 TRIES = 4
 # Doubled after each try: 7 seconds in all, as long as a store takes that asks its callers to slow down.
@@ -31,6 +32,10 @@ DRIVER_ERRORS = {
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
 }
+_LEAVE_OUT = (
+    "leave it out, and give credentials the way the store's own tools take them "
+    "(environment, credentials file)"
+)
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 
 
@@ -55,12 +60,9 @@ def shown(place: str | Path) -> str:
 
 
 def check_url(place: str | Path) -> None:
-    """Raise BadInput if a URL carries a password: it would be kept with the run."""
-    if is_remote(place) and re.search(r"://[^/]*:[^/]*@", str(place)):
-        raise BadInput(
-            f"{shown(place)}: is given with a password; leave it out, and give credentials the way the "
-            "store's own tools take them (environment, credentials file)"
-        )
+    """Raise BadInput if a URL carries a password, a token or a signature: it would be kept with the run."""
+    if is_remote(place) and holds_secret(str(place)):
+        raise BadInput(f"{shown(place)}: is given with a password, token or signature; {_LEAVE_OUT}")
 
 
 def read_file(place: str | Path) -> bytes:
@@ -96,7 +98,9 @@ def persistently(url: str | Path, action: Callable[[Any, str], Any]) -> Any:
         FileNotFoundError, PermissionError and their like: as the driver raises them.
         OSError: the disk is full, or it failed TRIES times; a later one may succeed.
     """
-    check_url(url)
+    # One file may be fetched by a signed URL; a run keeps its URLs, and check_url refuses those.
+    if holds_password(str(url)):
+        raise BadInput(f"{shown(url)}: is given with a password; {_LEAVE_OUT}")
     for tried in range(1, TRIES + 1):
         try:
             return action(*_reach(url))
@@ -159,4 +163,4 @@ def _short(error: BaseException) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    return re.sub(r"(://[^\s?]*)\?[^\s'\")]*", r"\1", re.sub(r"://[^/@\s]*@", "://", text))
+    return re.sub(r"(://[^\s?]*)\?[^\s'\")]*", r"\1", re.sub(r"://[^/@\s]*@", "://", redact(text)))
