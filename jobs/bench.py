@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError
+from pipeline.child import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # What each benchmark takes, and what it is given if nothing is said; None is not passed on.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ops": {"device": "cpu", "repeats": 10, "threads": [1], "out": None},

@@ -10,7 +10,7 @@ from shards.storage.cache import Cache
 from shards.storage.remote import check_url
 
 
-def local_path(run_dir: str | Path) -> Path:
+def run_path(run_dir: str | Path) -> Path:
     """Return the absolute path of a run directory.
 
     Raises:

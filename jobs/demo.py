@@ -23,9 +23,9 @@ def run_demo(
 ) -> None:
     """Synthesise the data once, run configs/demo.yaml on it, and show AP, pictures and where MLflow is."""
     from configs.load import load_config
-    from jobs.checks import local_path
+    from jobs.checks import run_path
 
-    path = local_path(run_dir)
+    path = run_path(run_dir)
     settings = [f"seed={seed}"]
     for split in ("train", "val"):
         settings.append(f"data.{split}.images={path}/data/{split}2017")

@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.console import say
 
 LEAST_DISK_GB, LEAST_SHM_GB = 5, 1
+LOCAL_LOCKS = ("local_lock=flock", "local_lock=all", "nolock")
 PACKAGES = ("torch", "torchvision", "deepspeed", "ray", "mlflow", "webdataset", "faster-coco-eval")
 
 
@@ -78,7 +79,7 @@ def _operator() -> Iterator[Finding]:
 def _tools() -> Iterator[Finding]:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     yield Finding(
-        "compiler", compiler or "none", "" if compiler else "install g++; DeepSpeed builds a part with it"
+        "compiler", compiler or "none", "" if compiler else "install g++; the operator is built with it"
     )
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
     yield Finding("ninja", ninja or "none", "" if ninja else "pip install ninja -c constraints.txt")
@@ -106,6 +107,27 @@ def _storage(run_dir: Path) -> Iterator[Finding]:
     wrong = try_file_system(place)
     remedy = "runs need a POSIX file system with rename and flock; choose another --run-dir" if wrong else ""
     yield Finding("file system", wrong or "rename and flock work", remedy, essential=True)
+    option = local_lock(place, Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    if option:
+        remedy = "on several machines mount it without, so that flock excludes between them (local_lock=none)"
+        yield Finding("locks", f"NFS is mounted with {option}: flock excludes on this machine only", remedy)
+
+
+def local_lock(place: Path, mounts: str) -> str:
+    """Return the mount option that keeps the locks in a directory on its own machine, or an empty string.
+
+    Args:
+        place: the directory.
+        mounts: the content of /proc/self/mountinfo.
+    """
+    found, length = "", -1
+    for fields, kind in (line.split(" - ", 1) for line in mounts.splitlines()):
+        point = Path(fields.split()[4].encode().decode("unicode_escape"))
+        if place.is_relative_to(point) and len(point.parts) >= length:
+            length, options = len(point.parts), kind.split()[-1].split(",")
+            bad = [option for option in options if option in LOCAL_LOCKS]
+            found = bad[0] if kind.startswith("nfs") and bad else ""
+    return found
 
 
 def try_file_system(directory: Path) -> str:

@@ -15,7 +15,7 @@ from jobs.checks import (
     check_weights,
     check_workers,
     legal_workers,
-    local_path,
+    run_path,
 )
 from jobs.console import say
 from jobs.errors import Stopped
@@ -87,7 +87,7 @@ def run_pipeline(
         Stopped: SIGTERM while a stage was trained; a checkpoint was saved, or the stage is done.
         JobFailed: the workers failed.
     """
-    path = local_path(run_dir)
+    path = run_path(run_dir)
     sizes = check_workers(config, workers, launcher, min_workers)
     legal = ", ".join(map(str, legal_workers(config)))
     say(f"workers: {workers}" + (f", at least {min_workers}" if min_workers else "") + f" (legal: {legal})")

@@ -65,10 +65,10 @@ def submit_config(
 ) -> int:
     """Return the exit code of the same run as a job of a Ray cluster."""
     settings = _told(config, overrides)
-    from jobs.checks import check_workers, local_path
+    from jobs.checks import check_workers, run_path
     from jobs.submission.submit import submit
 
-    local_path(run_dir)
+    run_path(run_dir)
     check_workers(settings, workers, "ray", min_workers)
     return submit(settings, run_dir, workers, address, redo, min_workers)
 

@@ -23,15 +23,15 @@ class CheckpointWriter:
         keep: int,
         every: int,
         may_commit: Callable[[], None],
-        written: Callable[[int, Path], None] = lambda step, path: None,
+        tell: Callable[[int, Path], None] = lambda step, path: None,
     ):
         """Write to `directory` and prune it as `prune_checkpoints(directory, keep, every)` does.
 
         `may_commit` raises when this process has lost the right to write; it is asked from the thread, and so
-        is `written`, with the step and the checkpoint that is there now, before anything is pruned.
+        is `tell`, with the step and the checkpoint that is there now, before anything is pruned.
         """
-        self._written = written
-        self._directory, self._keep, self._every, self._may_commit = directory, keep, every, may_commit
+        self._directory, self._keep, self._every = directory, keep, every
+        self._may_commit, self._tell = may_commit, tell
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -67,7 +67,7 @@ class CheckpointWriter:
         with InStep(step):
             written = save_checkpoint(self._directory, step, weights, momentum, state, self._may_commit)
             self._may_commit()
-            self._written(step, self._directory / f"step-{step:09d}")
+            self._tell(step, written)
             prune_checkpoints(self._directory, self._keep, self._every, written)
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from configs.schema import Test
+from pipeline.child import await_parents_end
 from pipeline.evaluate import check_categories, detect_images, measure
 from pipeline.evaluations import POLL_S, alive_file, mask_ap, result_file, results_of
 from pipeline.lease import Claim
@@ -94,8 +95,7 @@ def _device(ranks: int) -> torch.device:
 
 
 def _die_with_parent() -> None:
-    while os.read(0, 1):
-        pass
+    await_parents_end()
     os._exit(1)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Schedule
+from pipeline.child import ROOT, python_path
 from pipeline.notice import Ask, Preempted, no_notice
 from shards.storage.files import clear_temporaries, write_atomic
 
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4
 # Without an image evaluated, longer than scoring all of them or fetching the shards takes: its store hangs.
 STALL_S = 1800.0
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class EvaluationFailed(RuntimeError):
@@ -136,7 +136,7 @@ class Evaluations:
         # No rank of training: it must not take part in anything that they do together.
         alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         alone["OMP_NUM_THREADS"] = "1"
-        alone |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        alone["PYTHONPATH"] = python_path()
         command = [sys.executable, "-m", "pipeline.evaluating", str(self._folder)]
         with output.open("ab") as sink:
             # Its standard input ends with this process, and so does it.

@@ -1,16 +1,16 @@
 """What every launcher gives its workers: the environment, and how often they are started again."""
 
 import os
-from pathlib import Path
+
+from pipeline.child import python_path
 
 RESTARTS = 3
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def worker_environment(workers: int) -> dict[str, str]:
     """Return the variables of a worker process: our folders importable, the cores shared out."""
     threads = max(1, (os.cpu_count() or 1) // workers)
     return {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }

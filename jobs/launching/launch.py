@@ -15,10 +15,11 @@ import torch.distributed as dist
 from jobs.console import following
 from jobs.errors import JobFailed, Stopped
 from jobs.launching.elastic import Plan
-from jobs.launching.environment import RESTARTS, ROOT, worker_environment
+from jobs.launching.environment import RESTARTS, worker_environment
 from jobs.launching.preemption import passing_on
 from jobs.launching.verdict import VERDICT
 from jobs.launching.worker import PROGRESS, Task, work
+from pipeline.child import ROOT
 from shards.errors import BadInput
 
 

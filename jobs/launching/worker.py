@@ -19,6 +19,7 @@ import torch.distributed as dist
 from configs.load import parse_config
 from configs.schema import Test
 from jobs.launching.verdict import VERDICT, Judging
+from pipeline.child import await_parents_end
 from pipeline.engine import TIMEOUT_S
 from shards.storage.cache import cache_at
 
@@ -117,9 +118,8 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def _die_with_driver(agent: int) -> None:
-    # torchrun's workers share a pipe as standard input; it ends when the driver does, even by kill -9.
-    while os.read(0, 1):
-        pass
+    # The agent's standard input, which its workers share, is a pipe of the driver's.
+    await_parents_end()
     # An agent that was killed itself has left us to a parent that is none of our business.
     if os.getppid() == agent:
         os.kill(agent, signal.SIGTERM)

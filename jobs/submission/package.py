@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from pipeline.child import ROOT
+
 FOLDERS = ("configs", "jobs", "ops", "pipeline", "shards")
 # Ray leaves out what git ignores, and so the compiled operator; hence a package of our own.
 SUFFIXES = {".py", ".so", ".yaml", ".json", ".cpp", ".cu", ".cuh", ".h"}

@@ -10,7 +10,7 @@ import configs
 from configs.load import ConfigError
 from configs.schema import Config
 from configs.sweep import Row, Sweep, load_sweep, paper_rows, row_config
-from jobs.checks import check_sources, check_weights, check_workers, local_path
+from jobs.checks import check_sources, check_weights, check_workers, run_path
 from jobs.console import say, show_table
 from jobs.errors import Stopped
 from jobs.sweeping.data import make_data, shards_of_source, synthetic_dir
@@ -48,7 +48,7 @@ def run_sweep(
         LeaseHeld: another sweep is at work in the same folder.
     """
     sweep, keys = load_sweep(file, overrides)
-    path = local_path(root)
+    path = run_path(root)
     table = path / (Path(file).stem + (f"-{sweep.preset}" if sweep.preset else ""))
     if launcher != "ray" and (parallel or 1) > 1:
         raise ConfigError(f"--parallel {parallel}: rows run beside each other over Ray; use --launcher ray")
