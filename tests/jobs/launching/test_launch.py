@@ -33,6 +33,16 @@ def test_one_local_process_is_a_world_of_one(tmp_path, capsys):
     assert capsys.readouterr().out == "  sum 1 of 1 ranks\n"
 
 
+def test_nothing_that_lies_in_the_scratch_folder_is_gone_on_from(tmp_path):
+    for name in ("verdict.json", "ray/scratch-0/checkpoint_manager_snapshot.json"):
+        path = tmp_path / "scratch" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"torn": ')
+    launch(tasks.add_ranks, {"out": str(tmp_path)}, tmp_path / "scratch", 1, "local")
+    assert (tmp_path / "rank-0").exists()
+    assert [path.name for path in (tmp_path / "scratch").rglob("*")] == ["progress.log"]
+
+
 def test_a_local_world_of_two_is_refused(tmp_path):
     with pytest.raises(BadInput, match="--workers 1"):
         launch(tasks.add_ranks, {"out": str(tmp_path)}, tmp_path / "scratch", 2, "local")
