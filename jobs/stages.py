@@ -95,21 +95,25 @@ def run_pipeline(
     check_sources(config)
     with acquire(path) as lease:
         ledger = Ledger.load(path, lease.attempt)
-        # A report can be written at any time, by `mrrcnn report` too: nothing is lost with one.
-        check_unowned(ledger, {stage: _folder(path, stage) for stage in STAGES if stage != "report"})
-        if ledger.recovered:
-            say(ledger.recovered)
-        again = stages_to_redo(config, path, ledger, redo)
-        ledger.forget(again)
-        for stage in again:
-            discard(path, stage)
-        write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
+        _make_ready(path, config, ledger, redo)
         with tracking(config, path, ledger, lease.attempt) as tracker:
             run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker, lender)
             for stage, work in STAGES.items():
                 if stages is None or stage in stages:
                     _do_once(run, stage, work)
         shutil.rmtree(path / ".jobs", ignore_errors=True)
+
+
+def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) -> None:
+    # A report can be written at any time, by `mrrcnn report` too: nothing is lost with one.
+    check_unowned(ledger, {stage: _folder(path, stage) for stage in STAGES if stage != "report"})
+    if ledger.recovered:
+        say(ledger.recovered)
+    again = stages_to_redo(config, path, ledger, redo)
+    ledger.forget(again)
+    for stage in again:
+        discard(path, stage)
+    write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
 
 
 def shard(run: Run) -> None:

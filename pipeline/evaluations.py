@@ -99,7 +99,10 @@ class Evaluations:
         steps = range(every, step, every)
         for earlier in steps:
             self._wait(earlier)
-        return out_of_patience([mask_ap(read_result(self._folder, earlier)) for earlier in steps], patience)
+        ended = out_of_patience([mask_ap(read_result(self._folder, earlier)) for earlier in steps], patience)
+        if ended:
+            log.info("stops early after step %d: mask AP has not risen for %d evaluations", step, patience)
+        return ended
 
     def finish(self, step: int) -> None:
         """Return when the last step, which is due, has its result: it is the last to get one."""

@@ -76,9 +76,7 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
         OSError: on rank 0, a step or more late: a checkpoint could not be written; earlier ones are there.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling DeepSpeed's gradient buckets with NaN on every step would cost most of a CPU's step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    _be_deterministic()
     config, schedule = job.config, stage_schedule(job.config, job.stage)
     dataset = ShardDataset(job.shards, cache=cache_at(config.data.cache_dir, config.data.cache_gb))
     adopt_labels(dataset, job.init_weights or config.model.weights)
@@ -113,10 +111,6 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
                 books.enter(done, time.monotonic() - began, ids, told)
         checkpoints.wait()
         evaluations.finish(done)
-    if done < schedule.iters:
-        log.info(
-            "stopped early after step %d: mask AP has not risen for %d evaluations", done, schedule.patience
-        )
     _finish(engine, job, claim, meta)
 
 
@@ -314,6 +308,12 @@ def _add(window: dict[str, float], losses: dict[str, Any], accumulate: int) -> N
 
 def _empty_window() -> dict[str, float]:
     return {"steps": 0, "timed": 0, "seconds": 0.0, "quarantined": 0}
+
+
+def _be_deterministic() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling DeepSpeed's gradient buckets with NaN on every step would cost most of a CPU's step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _finish(engine: Any, job: TrainJob, claim: Claim, meta: dict[str, Any]) -> None:
