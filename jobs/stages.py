@@ -24,7 +24,7 @@ from jobs.launching.launch import launch
 from jobs.ledger import Ledger, hash_of
 from jobs.summary import showing_findings
 from jobs.track import note_results, tracking
-from pipeline.lease import acquire
+from pipeline.lease import acquire, check_attempt
 from shards.storage.files import write_atomic
 from shards.storage.remote import absolute
 from shards.storage.secrets import redact
@@ -176,6 +176,7 @@ def evaluate(run: Run) -> None:
     payload = {"jobs": jobs, "shards": absolute(shards), "test": test, "cache": cache, "claim": claim}
     _launch(run, "evaluate", detect_parts, payload)
     for name in waiting:
+        check_attempt(run.path, run.attempt)
         score(shards, parts[name], folder / name, cache_of(run.config))
         shutil.rmtree(parts[name])
 
