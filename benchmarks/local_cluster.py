@@ -60,6 +60,8 @@ class LocalCluster:
             "--block",
             "--num-cpus=1",
             "--num-gpus=0",
+            # Ray's own is one for all clusters of a machine, and jobs need the head's.
+            f"--dashboard-agent-listen-port={_free_port()}",
         ]
         command += [f"--object-store-memory={MEMORY}", "--disable-usage-stats", *self._place(number)]
         with output.open("ab") as log:

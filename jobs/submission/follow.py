@@ -53,17 +53,18 @@ async def _show_log(job: Job) -> None:
     shown, patience = 0, _Patience(job)
     while True:
         with patience:
-            shown = await _show_rest(job, shown)
+            shown = await _show_rest(job, shown, patience)
             if job.client.get_job_info(job.name).status.is_terminal():
                 return
         await asyncio.sleep(POLL_S)
 
 
-async def _show_rest(job: Job, shown: int) -> int:
+async def _show_rest(job: Job, shown: int, patience: "_Patience") -> int:
     # The server tells the log from its start, each time.
     told = 0
     try:
         async for text in job.client.tail_job_logs(job.name):
+            patience.renew()
             print(text[max(0, shown - told) :], end="", flush=True)
             told += len(text)
             shown = max(shown, told)
@@ -82,12 +83,16 @@ class _Patience:
     def __init__(self, job: Job):
         self._job, self._since = job, None
 
+    def renew(self) -> None:
+        """Note an answer."""
+        self._since = None
+
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, _lost()):
-            self._since = None
+            self.renew()
             return False
         self._since = self._since or time.monotonic()
         if time.monotonic() - self._since > PATIENCE_S:
