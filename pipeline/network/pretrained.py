@@ -15,7 +15,7 @@ CLASSES = "roi_heads.box_predictor.cls_score.weight"
 # What a weights file says of its model that no config can make otherwise ...
 ARCHITECTURE = ("backbone", "norm", "fpn_channels", "box_head_dim", "mask_head_channels")
 # ... and what an imported one decides.
-DECIDED = ("stride_in_1x1", "norm_eps", "box_beta")
+DECIDED = ("stride_in_1x1", "norm_eps", "anchor_sizes", "box_beta", "profile")
 FOREIGN = {"backbone.bottom_up.": "detectron2", "backbone.body.stem.": "maskrcnn-benchmark"}
 IMPORT = "mrrcnn import-weights FILE --out FILE.safetensors"
 
@@ -64,32 +64,31 @@ def load_pretrained(
 def with_source(config: Model, path: str | Path) -> tuple[Model, list[str]]:
     """Return a model config as the weights file it starts from needs it, and what was changed, in words.
 
-    An imported file brings the rules of its program: profile, place of the stride, eps of the norms, box
-    loss. Any other file changes nothing.
+    An imported file brings the rules of its program: profile, place of the stride, eps of the norms, sizes of
+    the anchors, box loss. Sizes of images and numbers of proposals stay the config's. Any other file changes
+    nothing.
 
     Raises:
         BadInput: the file holds another architecture than the config; the key is named.
     """
     if not _is_safetensors(path):
         return config, []
-    found = load_meta(path).get("model", {})
-    if "profile" not in found:
+    said = load_meta(path).get("model", {})
+    if "profile" not in said:
         return config, []
+    found = Model(**said)
     for key in ARCHITECTURE:
-        if found[key] != getattr(config, key):
+        if getattr(found, key) != getattr(config, key):
             raise BadInput(
-                f"{path}: holds a model with {key} {found[key]}, the config has model.{key}="
-                f"{getattr(config, key)}; set model.{key}={found[key]}, or give other weights"
+                f"{path}: holds a model with {key} {getattr(found, key)}, the config has model.{key}="
+                f"{getattr(config, key)}; set model.{key}={getattr(found, key)}, or give other weights"
             )
-    changes = {key: found[key] for key in DECIDED} | {"profile": SourceProfile(**found["profile"])}
-    changed = [
-        f"model.{key}={value}"
-        for key, value in changes.items()
-        if key != "profile" and value != getattr(config, key)
-    ]
-    if changes["profile"] != config.profile:
-        changed.append(f"model.profile of {changes['profile'].name}")
-    return config.model_copy(update=changes), changed
+    changes = {key: getattr(found, key) for key in DECIDED if getattr(found, key) != getattr(config, key)}
+    return config.model_copy(update=changes), [_in_words(key, value) for key, value in changes.items()]
+
+
+def _in_words(key: str, value: Any) -> str:
+    return f"model.profile of {value.name}" if key == "profile" else f"model.{key}={value}"
 
 
 def _fill_trunk(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> str:
