@@ -256,10 +256,32 @@ def test_a_forged_pickle_cannot_ask_for_memory_codecs_or_other_arrays(tmp_path):
         (tmp_path / "forged.pkl").write_bytes(forged)
         with pytest.raises(BadInput, match="it asks for"):
             load_arrays(tmp_path / "forged.pkl")
-    asked = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-    huge = asked + b"\x8a\x06\x00\x00\x00\x00\x00\x7f\x85U\x01b\x87R."
-    (tmp_path / "huge.pkl").write_bytes(huge)
-    assert load_arrays(tmp_path / "huge.pkl").size == 0
+
+
+def test_a_pickle_gives_no_memory_that_it_does_not_fill(tmp_path):
+    """numpy's own array and type, called or restored at will, are views of nothing or what the heap held."""
+    array, shape = b"\x80\x02}(X\x01\x00\x00\x00acnumpy\nndarray\n", b"\x8a\x06\x00\x00\x00\x00\x00\x7f\x85"
+    letter = b"X\x02\x00\x00\x00u1"
+    for forged in (
+        array + shape + letter + b"\x86Ru.",
+        array + b"(" + shape + letter + b"C\x01aK\x00K\x00\x85tRu.",
+        b"\x80\x02cnumpy\ndtype\nX\x08\x00\x00\x00V9999999\x85R.",
+        b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00O8\x85R.",
+        b"\x80\x02cnumpy\ndtype\n" + letter + b"\x85R(K\x03X\x01\x00\x00\x00>tb.",
+    ):
+        (tmp_path / "forged.pkl").write_bytes(forged)
+        with pytest.raises(BadInput, match="is no whole pickle of numpy arrays alone"):
+            load_arrays(tmp_path / "forged.pkl")
+    empty = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + shape + b"U\x01b\x87R."
+    (tmp_path / "huge.pkl").write_bytes(empty)
+    assert load_arrays(tmp_path / "huge.pkl").content.size == 0
+
+
+def test_an_array_under_many_names_is_in_memory_once(tmp_path):
+    array = np.zeros(1000, np.float32)
+    (tmp_path / "many.pkl").write_bytes(pickle.dumps({"model": {"a": array, "b": array, "c": array[::2]}}))
+    found = read_checkpoint(tmp_path / "many.pkl").tensors
+    assert found["a"].data_ptr() == found["b"].data_ptr() and found["c"].shape == (500,)
 
 
 def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path):
