@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from configs.schema import Model, Sara, Test
 from pipeline.importing.architecture import read_classes, read_sizes
-from pipeline.importing.categories import Category, coco_categories, numbered_categories
+from pipeline.importing.categories import Category, numbered_categories
 from pipeline.importing.detectron2_source import DETECTRON2
 from pipeline.importing.files import Checkpoint, read_checkpoint
 from pipeline.importing.maskrcnn_benchmark_source import MASKRCNN_BENCHMARK
@@ -138,7 +138,7 @@ def convert(
     model = source.describe(checkpoint.tensors, sizes)
     model = model if adjust is None else adjust(model)
     classes = read_classes(find, str(checkpoint.path))
-    known = categories or coco_categories(classes) or []
+    known = categories or (source.coco if classes == len(source.coco) + 1 else [])
     if categories and len(categories) != classes - 1:
         raise BadInput(
             f"{checkpoint.path}: {find(CLASS_LAYERS[0])[0]} has {classes} classes with background, "
@@ -253,7 +253,7 @@ def _fresh(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 def _unknown_classes(found: Imported) -> BadInput:
     name, shape = found.taken[CLASS_LAYERS[0]]
     return BadInput(
-        f"{found.checkpoint.path}: {name} has {shape[0]} classes with background, COCO models have 81 or "
-        "(torchvision) 91; name them in their order with --categories FILE --keep-classes, or start new "
-        "ones with --categories FILE or --num-classes N"
+        f"{found.checkpoint.path}: {name} has {shape[0]} classes with background, COCO models of "
+        f"{found.source.name} have {len(found.source.coco) + 1}; name them in their order with "
+        "--categories FILE --keep-classes, or start new ones with --categories FILE or --num-classes N"
     )

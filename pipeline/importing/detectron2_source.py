@@ -10,6 +10,7 @@ from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import NUMBERED_ON
 from pipeline.importing.source import Source, shifted
 
 PROFILE = SourceProfile(
@@ -86,6 +87,7 @@ DETECTRON2 = Source(
         (r"^pixel_(mean|std)$", "taken into the profile"),
         (r"\.num_batches_tracked$", "frozen norms count no batches"),
     ),
+    coco=NUMBERED_ON,
     background_last=True,
     describe=describe,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import Category
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -30,6 +31,7 @@ class Source:
         older_rules: further ones for names that it had once.
         deformable_rules: further ones for a deformable trunk.
         left: (pattern, reason) of names that are deliberately not read.
+        coco: the categories of class row 1, 2, ... of its COCO models.
         background_last: the class scores end with the background, and it has neither box nor mask.
         describe: from the tensors and the model's sizes to the model with its profile.
     """
@@ -38,6 +40,7 @@ class Source:
     mark: str
     rules: Rules
     left: Rules
+    coco: list[Category]
     background_last: bool
     describe: Callable[[dict[str, Tensor], Model], Model]
     older_rules: Rules = ()

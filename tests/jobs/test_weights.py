@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
+from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpoint
 from jobs.verbs import test_settings
 from jobs.weights import export_file, import_file
 from pipeline.importing.files import read_checkpoint
 from pipeline.model import own_settings
 from pipeline.network.weights import load_meta
 from tests.jobs.test_cli import command
-from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoint
 
 test_settings.__test__ = False
 SETTINGS = ("--set", "model.min_size=64", "--set", "model.profile.sampling_ratio=2")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.importing.categories import COCO_NAMES, coco_categories, numbered_categories, read_categories
+from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpoint, torchvision_checkpoint
+from pipeline.importing.categories import BY_ID, COCO_NAMES, NUMBERED_ON, numbered_categories, read_categories
 from pipeline.importing.convert import convert, import_weights, recognise, with_fresh_classes
 from pipeline.importing.detectron2_source import DETECTRON2
 from pipeline.importing.export import export_weights
@@ -23,7 +24,6 @@ from pipeline.importing.unpickle import load_arrays
 from pipeline.importing.words import profile_in_words, summary, whole_report
 from pipeline.network.weights import load_meta, load_weights
 from shards.errors import BadInput
-from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoint
 
 WIDTH = 8
 
@@ -43,23 +43,8 @@ def benchmark():
 
 
 @pytest.fixture(scope="module")
-def torchvision(benchmark):
-    """The names of torchvision's published file: its older ones."""
-    renamed = {}
-    for name, tensor in benchmark.items():
-        name = name.replace("body.stem.", "body.").replace("box.feature_extractor", "box_head")
-        for index in range(4):
-            name = name.replace(f"fpn_inner{index + 1}", f"inner_blocks.{index}")
-            name = name.replace(f"fpn_layer{index + 1}", f"layer_blocks.{index}")
-        name = name.replace("mask.feature_extractor", "mask_head").replace("mask.predictor", "mask_predictor")
-        renamed[name.replace("box.predictor", "box_predictor")] = tensor
-    kept = {name: tensor for name, tensor in renamed.items() if "anchor" not in name}
-    rows = torch.arange(91).clamp(max=80)
-    for name in SCORES + MASKS:
-        kept[name] = kept[name][rows]
-    for name in DELTAS:
-        kept[name] = kept[name].unflatten(0, (81, 4))[rows].flatten(0, 1)
-    return kept
+def torchvision():
+    return torchvision_checkpoint(width=WIDTH)
 
 
 def test_every_checkpoint_is_recognised_by_its_keys(detectron2, benchmark, torchvision):
@@ -342,11 +327,18 @@ def test_cocos_categories_are_those_that_torchvision_names():
     from torchvision.models import get_weight
 
     names = get_weight("MaskRCNN_ResNet50_FPN_Weights.COCO_V1").meta["categories"]
-    assert [category["name"] for category in coco_categories(91)] == names[1:]
-    assert [category["id"] for category in coco_categories(81)] == sorted(COCO_NAMES) and len(
-        COCO_NAMES
-    ) == 80
-    assert coco_categories(21) is None
+    assert [category["name"] for category in BY_ID] == names[1:]
+    assert [category["id"] for category in NUMBERED_ON] == sorted(COCO_NAMES) and len(COCO_NAMES) == 80
+
+
+@pytest.mark.parametrize(
+    ("make", "classes", "own"),
+    [(detectron2_checkpoint, 90, 81), (benchmark_checkpoint, 91, 81), (torchvision_checkpoint, 81, 91)],
+)
+def test_as_many_rows_as_another_programs_coco_model_are_no_coco_categories(make, classes, own, tmp_path):
+    torch.save(make(None, classes=classes, width=WIDTH), tmp_path / "foreign.pth")
+    with pytest.raises(BadInput, match=rf"classes with background, COCO models of \w+ have {own}; name them"):
+        import_weights(tmp_path / "foreign.pth", tmp_path / "ours.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
 """An imported model computes what its own program computes, and needs every rule of its profile for it."""
 
+from functools import partial
+
 import pytest
 import torch
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models import resnet50
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpoint, torchvision_checkpoint
 from configs.profile import SourceProfile
 from configs.schema import Sara, Test
 from pipeline.model import build_model
 from tests.oracles.benchmark_inference import Benchmark
 from tests.oracles.cases import CATEGORIES, CLASSES, LONG, POST, PRE, SHORT, differences, imported, picture
-from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoint, spread_torchvision
 from tests.oracles.detectron2_inference import Detectron2
 
 IDS = torch.tensor([0, *(category["id"] for category in CATEGORIES)])
@@ -100,17 +104,30 @@ def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk
     assert case.found.model.backbone == trunk and case.differences() == []
 
 
-def test_torchvisions_model_gives_its_own_outputs(folder):
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+WIDTH = 32
+
+
+def torchvisions(tensors):
+    """Return torchvision's own model, narrow, with the tensors of a file."""
+    with torch.device("meta"):
+        trunk = resnet50(norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
+    stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     model = MaskRCNN(
-        backbone, CLASSES + 1, SHORT, LONG, rpn_pre_nms_top_n_test=PRE, rpn_post_nms_top_n_test=POST,
+        BackboneWithFPN(trunk, stages, [256, 512, 1024, 2048], WIDTH),
+        min_size=SHORT, max_size=LONG, rpn_pre_nms_top_n_test=PRE, rpn_post_nms_top_n_test=POST,
         box_score_thresh=0.0,
-    ).eval()  # fmt: skip
-    spread_torchvision(model, seed=3)
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.eps = 0.0
-    ours, _ = imported(model.state_dict(), folder, "torchvision")
+        box_head=TwoMLPHead(WIDTH * 49, 2 * WIDTH),
+        box_predictor=FastRCNNPredictor(2 * WIDTH, CLASSES + 1),
+        mask_head=MaskRCNNHeads(WIDTH, (WIDTH,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(WIDTH, WIDTH, CLASSES + 1),
+    )  # fmt: skip
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def test_torchvisions_model_gives_its_own_outputs(folder):
+    tensors = torchvision_checkpoint(seed=3, classes=CLASSES + 1, width=WIDTH)
+    model, (ours, _) = torchvisions(dict(tensors)), imported(tensors, folder, "torchvision")
     for image in IMAGES:
         with torch.inference_mode():
             batch, _ = model.transform([image.float() / 255])
