@@ -21,7 +21,7 @@ def import_file(
     _check_place(out)
     adjust = _adjusting(overrides)
     from pipeline.importing.categories import read_categories
-    from pipeline.importing.convert import import_weights
+    from pipeline.importing.importer import import_weights
     from pipeline.importing.words import summary, whole_report
 
     listed = None if categories is None else read_categories(categories)

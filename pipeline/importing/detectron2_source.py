@@ -89,5 +89,6 @@ DETECTRON2 = Source(
     ),
     coco=NUMBERED_ON,
     background_last=True,
+    offset=".conv2_offset.",
     describe=describe,
 )

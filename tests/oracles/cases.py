@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.schema import Model
-from pipeline.importing.convert import Imported, import_weights
+from pipeline.importing.convert import Imported
+from pipeline.importing.importer import import_weights
 from pipeline.model import load_model
 
 SHORT, LONG, PRE, POST = 128, 192, 200, 60
