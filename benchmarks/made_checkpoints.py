@@ -21,12 +21,14 @@ BENCHMARK_CELLS = (
 RAW = 1 / 70
 # Standard deviation of what the trunk's convolutions give.
 SMALL = 0.03
+# As many as the largest tensor of the trunks has.
+ZEROS = torch.zeros(2048 * 2048)
 
 
 class Draw:
     """Draws tensors in the order they are asked for: the same seed gives the same checkpoint.
 
-    Without a seed there are zeros that take no memory, for tests of names and shapes alone.
+    Without a seed there are zeros that share their memory, for tests of names and shapes alone.
     """
 
     def __init__(self, seed: int | None):
@@ -35,7 +37,7 @@ class Draw:
 
     def _drawn(self, how, shape: tuple[int, ...], factor: float, start: float) -> Tensor:
         if self.generator is None:
-            return torch.zeros(()).expand(shape)
+            return ZEROS[: math.prod(shape)].view(shape)
         return how(shape, generator=self.generator) * factor + start
 
     def normal(self, name: str, *shape: int, gain: float = 1.0) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from configs.profile import SourceProfile
 from configs.schema import Model, Sara, Test
 from pipeline.importing.architecture import read_classes, read_sizes
 from pipeline.importing.categories import Category
@@ -75,8 +77,7 @@ def convert(
         BadInput: a key too few, too many, or of another shape, or not finite; it is named.
     """
     find = Lookup(checkpoint, source)
-    model = source.describe(checkpoint.tensors, read_sizes(find))
-    model = model if adjust is None else adjust(model)
+    model = _described(find, adjust or (lambda model: model))
     classes = read_classes(find)
     if categories and len(categories) != classes - 1:
         raise BadInput(
@@ -95,6 +96,26 @@ def convert(
     left = _left(checkpoint, source, read)
     _check_anchors(checkpoint, model)
     return Imported(source, checkpoint, model, taken, left, tensors, known, [])
+
+
+def _described(find: Lookup, adjust: Callable[[Model], Model]) -> Model:
+    checkpoint, source = find.checkpoint, find.source
+    model = adjust(source.describe(checkpoint.tensors, read_sizes(find)))
+    pixels = {}
+    for key in source.statistics:
+        if key in checkpoint.tensors:
+            # To the seven digits that a float32 has.
+            values = tuple(float(f"{value:.7g}") for value in checkpoint.tensors[key].flatten().tolist())
+            pixels[key] = values if model.profile.channels == "rgb" else values[::-1]
+    try:
+        profile = SourceProfile(**{**model.profile.model_dump(), **pixels})
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        raise BadInput(
+            f"{checkpoint.path}: {key} is {list(pixels[key])}, no value for each colour; fetch the file again"
+        ) from None
+    # Again, for what was said is above what the file says.
+    return adjust(model.model_copy(update={"profile": profile}))
 
 
 def _targets(model: Model, classes: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.importing.unpickle import Stored, load_arrays
-from pipeline.network.torch_files import load_torch, state_dict_of
+from pipeline.network.torch_files import load_torch, state_dict_of, unwrapped
 from shards.errors import BadInput
 from shards.storage.files import sha256_of
 
@@ -38,12 +38,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     writes them.
 
     Raises:
-        BadInput: missing, cut, damaged, unsafe, or no names with tensors.
+        BadInput: missing, cut, damaged, unsafe, or no names with dense tensors of numbers.
     """
     path = Path(path)
     content = _load(path)
-    others = [str(key) for key in content if key != "model"] if _wrapped(content) else []
-    tensors = state_dict_of(_as_tensors(content), path)
+    state = unwrapped(content)
+    others = [] if state is content else [str(key) for key in content if key != "model"]
+    tensors = state_dict_of(_as_tensors(state), path)
     if tensors and all(name.startswith(PARALLEL) for name in tensors):
         tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
     return Checkpoint(path, tensors, others, sha256_of(path))
@@ -64,16 +65,10 @@ def _load(path: Path) -> Any:
     raise BadInput(f"{path}: is neither a pickle nor a file of torch.save; fetch the checkpoint again")
 
 
-def _wrapped(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("model"), dict)
-
-
-def _as_tensors(content: Any) -> Any:
-    if _wrapped(content):
-        content = content["model"]
-    if not isinstance(content, dict):
-        return content
-    return {str(name): _as_tensor(value) for name, value in content.items()}
+def _as_tensors(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    return {name: _as_tensor(value) for name, value in state.items()}
 
 
 def _as_tensor(value: Any) -> Any:

@@ -33,6 +33,7 @@ class Source:
         left: (pattern, reason) of names that are deliberately not read.
         coco: the categories of class row 1, 2, ... of its COCO models.
         background_last: the class scores end with the background, and it has neither box nor mask.
+        statistics: tensors that are the profile's keys of the same name, in the order of its colours.
         offset: what only a deformable trunk's names have in them.
         describe: from the tensors and the model's sizes to the model with its profile.
     """
@@ -46,6 +47,7 @@ class Source:
     describe: Callable[[dict[str, Tensor], Model], Model]
     older_rules: Rules = ()
     deformable_rules: Rules = ()
+    statistics: tuple[str, ...] = ()
     offset: str = ".conv2.offset."
 
     def names(self, ours: str, deformable: bool) -> list[str]:

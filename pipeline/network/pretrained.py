@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from configs.profile import SourceProfile
 from configs.schema import Model
-from pipeline.network.torch_files import load_torch, state_dict_of
+from pipeline.network.torch_files import load_torch, state_dict_of, unwrapped
 from pipeline.network.weights import fill, is_safetensors, load_meta, load_weights
 from shards.errors import BadInput
 
@@ -43,7 +43,7 @@ def load_pretrained(
         _check_profile(model.config, meta, path)
         name = "MR R-CNN" if meta["refine"] else "Mask R-CNN"
     else:
-        tensors, name, meta = state_dict_of(load_torch(path), path), "torchvision Mask R-CNN", None
+        tensors, name, meta = state_dict_of(unwrapped(load_torch(path)), path), "torchvision Mask R-CNN", None
     if "layer1.0.conv1.weight" in tensors:
         if categories is not None:
             raise BadInput(

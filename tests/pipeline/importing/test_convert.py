@@ -53,6 +53,13 @@ def test_pixel_statistics_in_a_file_decide(detectron2):
     profile = convert(checkpoint(tensors), DETECTRON2).model.profile
     assert profile.pixel_mean == (103.53, 2.5, 1.5) and profile.pixel_std == (58.395, 57.12, 57.375)
 
+    def rgb(model):
+        said = {"channels": "rgb", "pixel_std": (1.0, 1.0, 1.0)}
+        return model.model_copy(update={"profile": model.profile.model_copy(update=said)})
+
+    profile = convert(checkpoint(tensors), DETECTRON2, adjust=rgb).model.profile
+    assert profile.pixel_mean == (1.5, 2.5, 103.53) and profile.pixel_std == (1.0, 1.0, 1.0)
+
 
 def test_what_only_the_architecture_tells():
     for make, source in ((detectron2_checkpoint, DETECTRON2), (benchmark_checkpoint, MASKRCNN_BENCHMARK)):
@@ -81,6 +88,14 @@ def test_what_only_the_architecture_tells():
         ({"backbone.bottom_up.res2.0.conv2.weight": torch.ones(9, 9, 3, 3)}, "conv2.weight is .* no ResNet"),
         ({"backbone.bottom_up.res3.0.conv2_offset.weight": torch.ones(27, 128, 3, 3)}, "has 27 channels"),
         ({"roi_heads.box_predictor.cls_score.weight": None}, "lacks roi_heads.*cls_score.weight"),
+        ({"pixel_mean": torch.ones(1)}, r"pixel_mean is \[1\.0\], no value for each colour"),
+        ({"pixel_std": torch.zeros(3, 1, 1)}, r"pixel_std is \[0.0, 0.0, 0.0\], no value for each colour"),
+        ({"backbone.bottom_up.stem.conv1.weight": torch.ones(7)}, r"stem.conv1.weight is \[7\], where"),
+        ({"roi_heads.box_predictor.cls_score.bias": torch.tensor(1.0)}, r"cls_score.bias is \[\], which"),
+        ({"roi_heads.box_predictor.bbox_pred.weight": torch.tensor(1.0)}, r"bbox_pred.weight is \[\], which"),
+        ({"backbone.bottom_up.res3.0.conv2_offset.weight": torch.tensor(1.0)}, r"weight is \[\], which"),
+        ({"roi_heads.box_head.fc1.weight": torch.ones(0, 5)}, r"fc1.weight is \[0, 5\], which holds no"),
+        ({"roi_heads.box_head.fc1.weight": torch.tensor(1.0)}, r"fc1.weight is \[\], which holds no weights"),
         (
             {"proposal_generator.anchor_generator.cell_anchors.0": torch.ones(3, 4)},
             r"cell_anchors.0 is not the anchors of sizes \[32, .*--set model.anchor_sizes",

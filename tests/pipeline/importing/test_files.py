@@ -3,6 +3,8 @@
 import io
 import pickle
 import random
+import zipfile
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -123,3 +125,47 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path):
             read_checkpoint(tmp_path / "cut")
     with pytest.raises(BadInput, match="nowhere: cannot be read"):
         read_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(2, 2).to_sparse(), "a is no dense tensor"),
+        (torch.ones(2, dtype=torch.complex64), r"a is no dense tensor of .* \(torch.complex64\)"),
+        (torch.ones(2, device="meta"), "a is no dense tensor"),
+        (torch.ones(1).expand(1000, 1000), r"a repeats its numbers, \[1000, 1000\] out of fewer"),
+    ],
+)
+def test_what_is_no_tensor_of_numbers_is_refused_by_its_name(tensor, message, tmp_path):
+    torch.save({"model": {"fine": torch.ones(1), "a": tensor}}, tmp_path / "odd.pth")
+    with pytest.raises(BadInput, match=rf"odd\.pth: {message}"):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_a_pickled_array_of_other_numbers_is_refused(tmp_path):
+    for kind in ("longdouble", "complex64"):
+        (tmp_path / "odd.pkl").write_bytes(pickle.dumps({"a": np.zeros(2, kind)}))
+        with pytest.raises(BadInput, match=r"odd\.pkl: .*it asks for an array of"):
+            read_checkpoint(tmp_path / "odd.pkl")
+
+
+def test_a_file_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    deflated = zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, deflated:
+        for member in plain.namelist():
+            deflated.writestr(member, plain.read(member))
+    assert read_checkpoint(tmp_path / "plain.pth").tensors["a"].shape == (100_000,)
+    with pytest.raises(BadInput, match=r"^\S+deflated\.pth: unpacks to \d+ bytes, more than its size"):
+        read_checkpoint(tmp_path / "deflated.pth")
+
+
+def test_what_stands_beside_a_state_dict_is_reported_and_arguments_are_admitted(tmp_path):
+    """torchvision's training script saves its arguments; a state dict is sought under one `model` alone."""
+    content = {"model": {"a": torch.ones(1)}, "epoch": 3, "args": Namespace(lr=0.02, device="cuda")}
+    torch.save(content, tmp_path / "trained.pth")
+    found = read_checkpoint(tmp_path / "trained.pth")
+    assert list(found.tensors) == ["a"] and found.others == ["epoch", "args"]
+    torch.save({"model": content}, tmp_path / "twice.pth")
+    with pytest.raises(BadInput, match=r"twice\.pth: holds no state dict"):
+        read_checkpoint(tmp_path / "twice.pth")
