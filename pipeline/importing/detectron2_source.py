@@ -78,5 +78,6 @@ DETECTRON2 = Source(
     offset=".conv2_offset.",
     # Files of the first years hold them.
     statistics=("pixel_mean", "pixel_std"),
+    profile=PROFILE,
     describe=describe,
 )

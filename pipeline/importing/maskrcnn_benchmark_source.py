@@ -57,5 +57,6 @@ MASKRCNN_BENCHMARK = Source(
     left=((r"^rpn\.anchor_generator\.cell_anchors\.\d$", "compared with the profile's anchors"),),
     coco=NUMBERED_ON,
     background_last=False,
+    profile=PROFILE,
     describe=describe,
 )

@@ -35,6 +35,7 @@ class Source:
         background_last: the class scores end with the background, and it has neither box nor mask.
         statistics: tensors that are the profile's keys of the same name, in the order of its colours.
         offset: what only a deformable trunk's names have in them.
+        profile: of the zoo's configuration files.
         describe: from the tensors and the model's sizes to the model with its profile.
     """
 
@@ -44,6 +45,7 @@ class Source:
     left: Rules
     coco: list[Category]
     background_last: bool
+    profile: SourceProfile
     describe: Callable[[dict[str, Tensor], Model], Model]
     older_rules: Rules = ()
     deformable_rules: Rules = ()

@@ -33,5 +33,6 @@ TORCHVISION = Source(
     left=((r"\.num_batches_tracked$", "frozen norms count no batches"),),
     coco=BY_ID,
     background_last=False,
+    profile=PROFILE,
     describe=describe,
 )

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
+from pipeline.importing.convert import recognise
+from pipeline.importing.detectron2_source import DETECTRON2
 from pipeline.importing.export import export_weights
 from pipeline.importing.files import read_checkpoint
 from pipeline.importing.importer import import_weights
+from pipeline.importing.source import STEM
+from pipeline.importing.torchvision_source import TORCHVISION
+from pipeline.importing.words import unlike
 from pipeline.network.weights import load_weights
 from shards.errors import BadInput
+from tests.pipeline.importing.made import checkpoint
 
 
 @pytest.mark.parametrize(
@@ -46,3 +52,40 @@ def test_what_a_program_has_no_place_for_is_not_exported(tmp_path, request):
     save_weights(tmp_path / "plain", {}, {"format": 1, "model": {}})
     with pytest.raises(BadInput, match=r"torchvision reads \.pth"):
         export_weights(tmp_path / "plain", "torchvision", tmp_path / "out.pkl")
+
+
+def stem_and_model(tensors, target, tmp_path):
+    """Return the stem that export writes, and the model it returns."""
+    torch.save({"model": tensors}, tmp_path / "in.pth")
+    import_weights(tmp_path / "in.pth", tmp_path / "ours.safetensors")
+    model = export_weights(tmp_path / "ours.safetensors", target, tmp_path / "out.pth")
+    written = read_checkpoint(tmp_path / "out.pth").tensors
+    return written[recognise(checkpoint(written)).names(STEM, False)[0]], model
+
+
+def test_another_programs_colours_and_pixels_become_the_targets(torchvision, benchmark, tmp_path):
+    """detectron2 reads BGR of 0..255, torchvision RGB of 0..1, whatever the weights came from."""
+    stem, model = stem_and_model(torchvision, "detectron2", tmp_path)
+    assert torch.equal(stem.flip(1), torchvision[STEM])
+    assert (model.profile.channels, model.profile.pixel_range) == ("bgr", 255)
+    assert model.profile.pixel_mean == (123.675, 116.28, 103.53)
+    assert model.profile.pixel_std == (58.395, 57.12, 57.375)
+    stem, model = stem_and_model(benchmark, "torchvision", tmp_path)
+    assert torch.equal(stem.flip(1), benchmark["backbone.body.stem.conv1.weight"])
+    assert (model.profile.channels, model.profile.pixel_range) == ("rgb", 1)
+    assert model.profile.pixel_mean == pytest.approx(
+        [x / 255 for x in (122.7717, 115.9465, 102.9801)], rel=1e-6
+    )
+    assert model.profile.pixel_std == pytest.approx([1 / 255] * 3, rel=1e-6)
+
+
+def test_what_the_target_computes_otherwise_is_named(benchmark, torchvision, detectron2, tmp_path):
+    _, model = stem_and_model(benchmark, "detectron2", tmp_path)
+    others = unlike(model, DETECTRON2)
+    assert "legacy_boxes True (there False)" in others and "norm_eps 0.0 (there 1e-05)" in others
+    assert not any(rule.startswith(("name", "stride_in_1x1", "pixel_range", "channels")) for rule in others)
+    _, model = stem_and_model(benchmark, "torchvision", tmp_path)
+    assert "stride_in_1x1 True (there False)" in unlike(model, TORCHVISION)
+    for tensors, source in ((torchvision, TORCHVISION), (detectron2, DETECTRON2)):
+        _, model = stem_and_model(tensors, source.name, tmp_path)
+        assert unlike(model, source) == []
