@@ -15,23 +15,37 @@ from configs.profile import SourceProfile
 from configs.schema import Sara, Test
 from pipeline.model import build_model
 from tests.oracles.benchmark_inference import Benchmark
-from tests.oracles.cases import CATEGORIES, CLASSES, LONG, POST, PRE, SHORT, differences, imported, picture
+from tests.oracles.cases import CATEGORIES, CLASSES, POST, PRE, SMALL, differences, imported, limited, picture
 from tests.oracles.detectron2_inference import Detectron2
 
 IDS = torch.tensor([0, *(category["id"] for category in CATEGORIES)])
 # A landscape whose long side is cut, and a portrait: 128 x 157.9, padded to an odd number of cells of 32 px.
 IMAGES = [picture(1, 100, 170), picture(2, 111, 90)]
+# Of the network's size: boxes are pooled from every level, and no limit on proposals is small.
+LARGE, LARGE_LIMITS = picture(3, 480, 640), (480, 640, 1000, 1000)
+# Added to the deltas of the three anchors: boxes seven times as large, as most are of the finest map's.
+LARGER = torch.tensor([0.0, 0, 2, 2]).repeat(3)
+
+
+def levels(boxes):
+    """Return the levels, counted from P2, that boxes of the network's size are pooled from."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return set((4 + torch.log2(sides.prod(1).sqrt() / 224)).floor().clamp(2, 5).sub(2).tolist())
 
 
 class Case:
     """A checkpoint of a program, our model of it, and what the program's oracle makes of the images."""
 
     def __init__(self, program, tensors, folder, arch="R50", images=IMAGES):
-        self.program, self.images = program, images
+        self.program, self.images, self.tensors, self.arch = program, images, tensors, arch
         self.model, self.found = imported(tensors, folder, f"{program}-{arch}")
-        oracle = (Detectron2 if program == "detectron2" else Benchmark)(tensors, arch, SHORT, LONG, PRE, POST)
+        self.answers = self.ask(images, *SMALL)
+
+    def ask(self, images, *limits, **tensors):
+        make = Detectron2 if self.program == "detectron2" else Benchmark
+        oracle = make({**self.tensors, **tensors}, self.arch, *limits)
         with torch.inference_mode():
-            self.answers = [self.answer(oracle, image) for image in images]
+            return [self.answer(oracle, image) for image in images]
 
     def answer(self, oracle, image):
         maps, _ = oracle.features(image)
@@ -88,6 +102,17 @@ def test_a_resnet_50_gives_its_programs_outputs(program, request):
     assert len(labels.unique()) >= 4 and sizes.max() > 4 * sizes.min() and (masks > 50).float().mean() > 0.2
 
 
+@pytest.mark.parametrize("program", ["detectron2", "benchmark"])
+def test_a_large_picture_with_a_thousand_proposals_does_too(program, request):
+    case = request.getfixturevalue(program)
+    bias = case.found.taken["rpn.head.bbox_pred.bias"][0]
+    maps, found = case.ask([LARGE], *LARGE_LIMITS, **{bias: case.tensors[bias] + LARGER})[0]
+    model = case.changed(**limited(case.found.model, LARGE_LIMITS).model_dump(exclude={"profile"}))
+    model.rpn.head.bbox_pred.bias.data += LARGER
+    assert differences(model, LARGE, maps, found) == []
+    assert levels(found["boxes"]) >= {2, 3}, "the small pictures show the finer ones"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "arch", "dcn", "trunk"),
@@ -107,14 +132,14 @@ def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk
 WIDTH = 32
 
 
-def torchvisions(tensors):
+def torchvisions(tensors, short, long, pre, post):
     """Return torchvision's own model, narrow, with the tensors of a file."""
     with torch.device("meta"):
         trunk = resnet50(norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
     stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     model = MaskRCNN(
         BackboneWithFPN(trunk, stages, [256, 512, 1024, 2048], WIDTH),
-        min_size=SHORT, max_size=LONG, rpn_pre_nms_top_n_test=PRE, rpn_post_nms_top_n_test=POST,
+        min_size=short, max_size=long, rpn_pre_nms_top_n_test=pre, rpn_post_nms_top_n_test=post,
         box_score_thresh=0.0,
         box_head=TwoMLPHead(WIDTH * 49, 2 * WIDTH),
         box_predictor=FastRCNNPredictor(2 * WIDTH, CLASSES + 1),
@@ -125,16 +150,20 @@ def torchvisions(tensors):
     return model.eval()
 
 
-def test_torchvisions_model_gives_its_own_outputs(folder):
+@pytest.mark.parametrize(("images", "limits"), [(IMAGES, SMALL), ([LARGE], LARGE_LIMITS)])
+def test_torchvisions_model_gives_its_own_outputs(images, limits, folder):
     tensors = torchvision_checkpoint(seed=3, classes=CLASSES + 1, width=WIDTH)
-    model, (ours, _) = torchvisions(dict(tensors)), imported(tensors, folder, "torchvision")
-    for image in IMAGES:
+    if limits is LARGE_LIMITS:
+        tensors["rpn.head.bbox_pred.bias"] += LARGER
+    model, (ours, _) = torchvisions(dict(tensors), *limits), imported(tensors, folder, "torchvision", limits)
+    for image in images:
         with torch.inference_mode():
             batch, _ = model.transform([image.float() / 255])
             maps = list(model.backbone(batch.tensors).values())
             expected = model([image.float() / 255])[0]
         expected = {**expected, "labels": IDS[expected["labels"]], "masks": expected["masks"][:, 0] > 0.5}
         assert differences(ours, image, maps, expected) == []
+    assert limits is SMALL or levels(expected["boxes"]) >= {2, 3}
 
 
 OWN = SourceProfile()
