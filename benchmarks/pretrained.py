@@ -1,6 +1,6 @@
 """A checkpoint of each program from import to refining and back, on a few images of a COCO folder.
 
-    python -m benchmarks.pretrained COCO SCRATCH [--images 8] [--steps 4]
+    python -m benchmarks.pretrained COCO SCRATCH
 
 COCO holds `annotations/instances_val2017.json` and `val2017/`; SCRATCH is made. The checkpoints are random,
 under each program's own names and with COCO's classes: what is shown is that every step runs from each format
@@ -25,10 +25,12 @@ from pipeline.network.weights import load_weights
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = "--set model.min_size=160 --set model.max_size=256"
 # The made checkpoints are narrow; a zoo's file needs none of the first three.
-SMALL = (
-    "--set model.fpn_channels=32 --set model.box_head_dim=64 --set model.mask_head_channels=32 "
-    "--set train.refine.batch=2 --set train.refine.steps=[1000] --set train.refine.clip=1"
-)
+SMALL = """\\
+  --set model.fpn_channels=32 --set model.box_head_dim=64 --set model.mask_head_channels=32 \\
+  --set data.train=shards --set data.val=shards --set train.baseline.iters=0 \\
+  --set train.refine.iters=4 --set train.refine.batch=2 --set train.refine.steps=[1000] \\
+  --set train.refine.clip=1 --set checkpoint_every=4"""
+IMAGES = 8
 TARGETS = ("torchvision", "detectron2")
 PROGRAMS = (*TARGETS, "maskrcnn_benchmark")
 
@@ -46,10 +48,10 @@ def write_checkpoint(program: str, folder: Path) -> Path:
     return path
 
 
-def write_few(coco: Path, images: int, folder: Path) -> None:
+def write_few(coco: Path, folder: Path) -> None:
     """Write an annotation file of the first images."""
     tree = json.loads((coco / "annotations" / "instances_val2017.json").read_text())
-    tree["images"] = sorted(tree["images"], key=lambda image: image["id"])[:images]
+    tree["images"] = sorted(tree["images"], key=lambda image: image["id"])[:IMAGES]
     kept = {image["id"] for image in tree["images"]}
     tree["annotations"] = [found for found in tree["annotations"] if found["image_id"] in kept]
     (folder / "few.json").write_text(json.dumps(tree))
@@ -58,7 +60,7 @@ def write_few(coco: Path, images: int, folder: Path) -> None:
 def mrrcnn(folder: Path, line: str) -> None:
     """Show a command and run it in a folder; end with its error where it fails."""
     print("$ mrrcnn", line, flush=True)
-    words = shlex.split(line.replace("$SIZE", SIZE).replace("$SMALL", SMALL))
+    words = shlex.split(line.replace("$SIZE", SIZE).replace("$SMALL", SMALL.replace("\\\n", "")))
     done = subprocess.run(
         [sys.executable, "-m", "jobs.cli", *words],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
@@ -67,20 +69,19 @@ def mrrcnn(folder: Path, line: str) -> None:
         sys.exit(f"exit code {done.returncode}: {done.stderr.strip()[-2000:]}")
 
 
-def walk(program: str, folder: Path, steps: int) -> bool:
+def walk(program: str, folder: Path) -> bool:
     """Take one program's checkpoint all the way; return whether the bits came back."""
     file, ours = write_checkpoint(program, folder).name, f"{program}.safetensors"
     mrrcnn(folder, f"import-weights {file} --out {ours} $SIZE")
     mrrcnn(folder, f"evaluate {ours} --shards shards --out {program}-val")
     detections = json.loads((folder / f"{program}-val" / "coco_results.json").read_text())
     print(f"  {len(detections)} detections on {len({found['image_id'] for found in detections})} images")
+    run = f"{program}-run"
     mrrcnn(
         folder,
-        f"run coco_r50.yaml --run-dir {program}-run --launcher local --set model.weights={ours} "
-        "--set data.train=shards --set data.val=shards --set train.baseline.iters=0 "
-        f"--set train.refine.iters={steps} --set checkpoint_every={steps} $SIZE $SMALL",
+        f"run coco_r50.yaml --run-dir {run} --launcher local --set model.weights={ours} $SIZE $SMALL",
     )
-    last = json.loads((folder / f"{program}-run" / "refine" / "metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((folder / run / "refine" / "metrics.jsonl").read_text().splitlines()[-1])
     print(f"  loss at step {last['step']} of refining: {last['loss']:.2f}")
     return program not in TARGETS or there_and_back(
         program, folder / ours, f"{program}-back{Path(file).suffix}"
@@ -102,14 +103,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("coco", type=Path)
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4)
     asked = parser.parse_args()
     asked.scratch.mkdir(parents=True)
-    write_few(asked.coco, asked.images, asked.scratch)
+    write_few(asked.coco, asked.scratch)
     shutil.copy(ROOT / "configs" / "coco_r50.yaml", asked.scratch)
     (asked.scratch / "images").symlink_to((asked.coco / "val2017").resolve())
     print(f'$ SIZE="{SIZE}"\n$ SMALL="{SMALL}"')
     mrrcnn(asked.scratch, "shard --images images --annotations few.json --out shards")
-    kept = [walk(program, asked.scratch, asked.steps) for program in PROGRAMS]
+    kept = [walk(program, asked.scratch) for program in PROGRAMS]
     sys.exit(0 if all(kept) else 1)
