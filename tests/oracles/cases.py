@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import Model
-from pipeline.importing.convert import Imported
+from configs.schema import Model, Sara, Test
+from pipeline.importing.convert import Imported, convert, recognise
+from pipeline.importing.files import Checkpoint
 from pipeline.importing.importer import import_weights
-from pipeline.model import load_model
+from pipeline.model import build_model, load_model
 
 PRE, POST = 200, 60
 SMALL = (128, 192, PRE, POST)
@@ -43,6 +44,22 @@ def imported(
     found = import_weights(source, out, CATEGORIES, keep_classes=True, adjust=partial(limited, limits=limits))
     source.unlink()
     return load_model(out, score_threshold=0.0), found
+
+
+def converted(tensors: dict[str, Tensor]) -> tuple[nn.Module, Imported]:
+    """Return the model of a checkpoint in memory, its norms not folded, and the import's report."""
+    checkpoint = Checkpoint(Path("made"), tensors, [], "")
+    found = convert(checkpoint, recognise(checkpoint), CATEGORIES, limited)
+    return built(found, found.model), found
+
+
+def built(found: Imported, config: Model) -> nn.Module:
+    """Return a model with the tensors of an import, its norms not folded, that keeps every score."""
+    test = Test(score=0.0, paste=config.profile.paste)
+    model = build_model(config, CLASSES + 1, None, Sara(), test)
+    model.load_state_dict(found.tensors)
+    model.category_ids = [category["id"] for category in CATEGORIES]
+    return model.eval()
 
 
 def differences(

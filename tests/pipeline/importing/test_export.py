@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from configs.schema import Model
 from pipeline.importing.convert import recognise
 from pipeline.importing.detectron2_source import DETECTRON2
 from pipeline.importing.export import export_weights
 from pipeline.importing.files import read_checkpoint
 from pipeline.importing.importer import import_weights
+from pipeline.importing.maskrcnn_benchmark_source import MASKRCNN_BENCHMARK
 from pipeline.importing.source import STEM
 from pipeline.importing.torchvision_source import TORCHVISION
 from pipeline.importing.words import unlike
@@ -79,13 +81,11 @@ def test_another_programs_colours_and_pixels_become_the_targets(torchvision, ben
     assert model.profile.pixel_std == pytest.approx([1 / 255] * 3, rel=1e-6)
 
 
-def test_what_the_target_computes_otherwise_is_named(benchmark, torchvision, detectron2, tmp_path):
-    _, model = stem_and_model(benchmark, "detectron2", tmp_path)
-    others = unlike(model, DETECTRON2)
+def test_what_the_target_computes_otherwise_is_named():
+    sources = {"detectron2": DETECTRON2, "torchvision": TORCHVISION, "benchmark": MASKRCNN_BENCHMARK}
+    models = {name: source.describe({}, Model()) for name, source in sources.items()}
+    others = unlike(models["benchmark"], DETECTRON2)
     assert "legacy_boxes True (there False)" in others and "norm_eps 0.0 (there 1e-05)" in others
     assert not any(rule.startswith(("name", "stride_in_1x1", "pixel_range", "channels")) for rule in others)
-    _, model = stem_and_model(benchmark, "torchvision", tmp_path)
-    assert "stride_in_1x1 True (there False)" in unlike(model, TORCHVISION)
-    for tensors, source in ((torchvision, TORCHVISION), (detectron2, DETECTRON2)):
-        _, model = stem_and_model(tensors, source.name, tmp_path)
-        assert unlike(model, source) == []
+    assert "stride_in_1x1 True (there False)" in unlike(models["benchmark"], TORCHVISION)
+    assert all(unlike(models[name], source) == [] for name, source in sources.items())

@@ -12,10 +12,21 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpoint, torchvision_checkpoint
 from configs.profile import SourceProfile
-from configs.schema import Sara, Test
-from pipeline.model import build_model
+from configs.schema import Test
 from tests.oracles.benchmark_inference import Benchmark
-from tests.oracles.cases import CATEGORIES, CLASSES, POST, PRE, SMALL, differences, imported, limited, picture
+from tests.oracles.cases import (
+    CATEGORIES,
+    CLASSES,
+    POST,
+    PRE,
+    SMALL,
+    built,
+    converted,
+    differences,
+    imported,
+    limited,
+    picture,
+)
 from tests.oracles.detectron2_inference import Detectron2
 
 IDS = torch.tensor([0, *(category["id"] for category in CATEGORIES)])
@@ -36,9 +47,9 @@ def levels(boxes):
 class Case:
     """A checkpoint of a program, our model of it, and what the program's oracle makes of the images."""
 
-    def __init__(self, program, tensors, folder, arch="R50", images=IMAGES):
+    def __init__(self, program, tensors, made, arch="R50", images=IMAGES):
         self.program, self.images, self.tensors, self.arch = program, images, tensors, arch
-        self.model, self.found = imported(tensors, folder, f"{program}-{arch}")
+        self.model, self.found = made
         self.answers = self.ask(images, *SMALL)
 
     def ask(self, images, *limits, **tensors):
@@ -69,11 +80,7 @@ class Case:
         own = {key: changes.pop(key) for key in list(changes) if key in SourceProfile.model_fields}
         profile = self.found.model.profile.model_copy(update=own)
         config = self.found.model.model_copy(update={**changes, "profile": profile})
-        test = self.model.test if "paste" not in own else self.model.test.model_copy(update=own)
-        model = build_model(config, CLASSES + 1, None, Sara(), test)
-        model.load_state_dict(self.found.tensors)
-        model.category_ids = self.model.category_ids
-        return model.eval()
+        return built(self.found, config)
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +90,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detectron2(folder):
-    return Case("detectron2", detectron2_checkpoint(seed=4, classes=CLASSES), folder)
+    tensors = detectron2_checkpoint(seed=4, classes=CLASSES)
+    return Case("detectron2", tensors, imported(tensors, folder, "detectron2"))
 
 
 @pytest.fixture(scope="module")
 def benchmark(folder):
-    return Case("maskrcnn_benchmark", benchmark_checkpoint(seed=3, classes=CLASSES + 1), folder)
+    tensors = benchmark_checkpoint(seed=3, classes=CLASSES + 1)
+    return Case("maskrcnn_benchmark", tensors, imported(tensors, folder, "benchmark"))
 
 
 @pytest.mark.parametrize("program", ["detectron2", "benchmark"])
@@ -123,9 +132,10 @@ def test_a_large_picture_with_a_thousand_proposals_does_too(program, request):
         ("detectron2", "R101", True, "resnet101_dcn"),
     ],
 )
-def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk, folder):
+def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk):
     make, extra = (detectron2_checkpoint, 0) if program == "detectron2" else (benchmark_checkpoint, 1)
-    case = Case(program, make(5, arch, dcn, CLASSES + extra, 16), folder, arch, IMAGES[:1])
+    tensors = make(5, arch, dcn, CLASSES + extra, 16)
+    case = Case(program, tensors, converted(tensors), arch, IMAGES[:1])
     assert case.found.model.backbone == trunk and case.differences() == []
 
 
