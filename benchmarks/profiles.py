@@ -2,10 +2,12 @@
 
     python -m benchmarks.profiles [--repeats 5] [--size 800]
 
-A random ResNet-50 on one image. `rules` is the processor time spent in the functions that look at the
-profile, as a share of the whole detection: what a model without profiles would not spend, or would spend
-on one rule in their place. `peer` is the whole detection over that of torchvision's own model with the same
-tensors; torchvision's profile alone does the same work.
+A random ResNet-50 on one image; shares are of the processor time of the whole detection. `rules` is spent in
+the small functions that look at the profile: clipping, limits, levels, rescaling, sizes. `instead` is spent
+where a profile chooses the way of doing what every Mask R-CNN does: resizing, anchors, suppression. A model
+without profiles has its one way there, so this is no cost of obeying; it is shown because a program's way may
+be a dear one. `peer` is the whole detection over that of torchvision's own model with the same tensors;
+torchvision's profile alone does the same work.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from pipeline.importing.detectron2_source import PROFILE as DETECTRON2
 from pipeline.importing.maskrcnn_benchmark_source import PROFILE as MASKRCNN_BENCHMARK
 from pipeline.importing.torchvision_source import PROFILE as TORCHVISION
 from pipeline.model import build_model
-from pipeline.network import detections, maskrcnn, pool, rpn, targets, transform
+from pipeline.network import anchors, detections, maskrcnn, pool, rpn, targets, transform
 
 RULES = [
     *((rpn, name) for name in ("clip_boxes", "image_limits", "sides_at_least")),
@@ -32,6 +34,11 @@ RULES = [
     *((pool, name) for name in ("last_pixels", "pyramid_levels")),
     (detections, "sides_at_least"),
     (transform, "network_size"),
+]
+INSTEAD = [
+    (transform.ImageTransform, "resize"),
+    (anchors.Anchors, "grid_anchors"),
+    *((module, "suppress") for module in (rpn, detections)),
 ]
 CLASSES, TOPK = 81, 100
 
@@ -44,8 +51,8 @@ def build(profile, size: int, weights: dict):
     return model.eval()
 
 
-def share_of_rules(model, image) -> float:
-    """Return the share of a detection's processor time that its rules take."""
+def share_of(functions, model, image) -> float:
+    """Return the share of a detection's processor time that these functions take."""
     spent = [0.0]
 
     def timed(function):
@@ -59,7 +66,7 @@ def share_of_rules(model, image) -> float:
         return run
 
     with ExitStack() as stack:
-        for module, name in RULES:
+        for module, name in functions:
             stack.enter_context(patch.object(module, name, timed(getattr(module, name))))
         began = time.process_time()
         model([image])
@@ -87,14 +94,21 @@ def measure(repeats: int, size: int) -> dict:
     contenders = {name: lambda _, model=model: model([image]) for name, model in models.items()}
     contenders["peer"] = lambda _: peer([image.float() / 255])
     times = alternate(contenders, repeats, "cpu")
-    shares = {
-        name: sorted(share_of_rules(model, image) for _ in range(repeats)) for name, model in models.items()
-    }
     return {
         "machine": machine("cpu"),
-        "rules": {name: round(found[repeats // 2], 5) for name, found in shares.items()},
+        "rules": shares(RULES, models, image, repeats),
+        "instead": shares(INSTEAD, models, image, repeats),
         "peer": {name: round(found["cpu"] / times["peer"]["cpu"], 3) for name, found in times.items()},
     }
+
+
+def shares(functions, models: dict, image, repeats: int) -> dict[str, float]:
+    """Return each model's median share."""
+    found = {
+        name: sorted(share_of(functions, model, image) for _ in range(repeats))
+        for name, model in models.items()
+    }
+    return {name: round(values[repeats // 2], 5) for name, values in found.items()}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def import_file(
     _check_place(out)
     adjust = _adjusting(overrides)
     from pipeline.importing.categories import read_categories
-    from pipeline.importing.convert import import_weights
+    from pipeline.importing.importer import import_weights
     from pipeline.importing.words import summary, whole_report
 
     listed = None if categories is None else read_categories(categories)
@@ -37,13 +37,19 @@ def export_file(checkpoint: Path, target: str, out: Path) -> None:
     """Export a weights file and say by which rules the target has to compute."""
     if not out.parent.is_dir():
         raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
-    from pipeline.importing.export import export_weights
-    from pipeline.importing.words import profile_in_words
+    from pipeline.importing.export import TARGETS, export_weights
+    from pipeline.importing.words import profile_in_words, unlike
 
     model = export_weights(checkpoint, target, out)
-    say(f"{out}: Mask R-CNN under {target}'s names; it gives the same outputs by these rules:")
+    say(f"{out}: Mask R-CNN under {target}'s names; the weights are made for these rules:")
     for line in profile_in_words(model):
         say(f"  {line}")
+    others = unlike(model, TARGETS[target])
+    if others:
+        say(
+            f"warning: {target} does not compute so by itself, and gives other outputs until it does: "
+            + ", ".join(others)
+        )
 
 
 def _check_place(out: Path) -> None:

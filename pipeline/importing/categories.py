@@ -25,16 +25,9 @@ COCO_NAMES = {
     78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book", 85: "clock",
     86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
-BY_ROW = {
-    # detectron2 and maskrcnn-benchmark number the categories on; torchvision's row is the category's id.
-    81: [{"id": key, "name": name} for key, name in COCO_NAMES.items()],
-    91: [{"id": key, "name": COCO_NAMES.get(key, UNUSED)} for key in range(1, 91)],
-}
-
-
-def coco_categories(classes: int) -> list[Category] | None:
-    """Return the categories of rows 1, 2, ... of a COCO model with 81 or 91 classes; None for any other."""
-    return BY_ROW.get(classes)
+# What class row 1, 2, ... of a COCO model stands for: the used ids in turn, or every id.
+NUMBERED_ON = [{"id": key, "name": name} for key, name in COCO_NAMES.items()]
+BY_ID = [{"id": key, "name": COCO_NAMES.get(key, UNUSED)} for key in range(1, 91)]
 
 
 def numbered_categories(count: int) -> list[Category]:

@@ -1,34 +1,31 @@
-"""From a checkpoint of another program to a weights file of ours: every tensor once, nothing unsaid."""
+"""A checkpoint of another program under our names: every tensor once, nothing unsaid."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import Tensor
 
+from configs.profile import SourceProfile
 from configs.schema import Model, Sara, Test
 from pipeline.importing.architecture import read_classes, read_sizes
-from pipeline.importing.categories import Category, coco_categories, numbered_categories
+from pipeline.importing.categories import Category
 from pipeline.importing.detectron2_source import DETECTRON2
-from pipeline.importing.files import Checkpoint, read_checkpoint
+from pipeline.importing.files import Checkpoint
+from pipeline.importing.lookup import Lookup
 from pipeline.importing.maskrcnn_benchmark_source import MASKRCNN_BENCHMARK
-from pipeline.importing.source import CLASS_LAYERS, Source, to_ours
+from pipeline.importing.source import SCORES, Source, to_ours, to_theirs
 from pipeline.importing.torchvision_source import TORCHVISION
 from pipeline.model import build_model
 from pipeline.network.anchors import cell_anchors
 from pipeline.network.boxes import last_pixels
-from pipeline.network.weights import save_weights
 from shards.errors import BadInput
 
 SOURCES = (DETECTRON2, MASKRCNN_BENCHMARK, TORCHVISION)
 CELL_ANCHORS = re.compile(r"anchor_generator\.cell_anchors\.(\d)$")
 ANCHOR_TOLERANCE = 1e-3
-OFFSET_PARTS = (".conv2.offset.", ".conv2_offset.")
-REINIT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -55,64 +52,6 @@ class Imported:
     fresh: list[str]
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """Finds a checkpoint's tensor by our name of it."""
-
-    checkpoint: Checkpoint
-    source: Source
-
-    def __call__(self, ours: str) -> tuple[str, Tensor] | None:
-        """Return (the source's name, tensor), or None."""
-        for name in self.names(ours):
-            if name in self.checkpoint.tensors:
-                return name, self.checkpoint.tensors[name]
-        return None
-
-    def names(self, ours: str) -> list[str]:
-        """Return what the source calls our tensor: now, and formerly."""
-        return self.source.names(ours, self._deformable)
-
-    @cached_property
-    def _deformable(self) -> bool:
-        return any(part in name for name in self.checkpoint.tensors for part in OFFSET_PARTS)
-
-
-def import_weights(
-    path: str | Path,
-    out: str | Path,
-    categories: list[Category] | None = None,
-    num_classes: int | None = None,
-    keep_classes: bool = False,
-    adjust: Callable[[Model], Model] | None = None,
-) -> Imported:
-    """Read a torchvision, detectron2 or maskrcnn-benchmark Mask R-CNN and write it as a weights file.
-
-    Args:
-        path: .pth or .pkl; told apart by content.
-        out: the .safetensors file to write.
-        categories: of one's own data: the class layers are initialised anew for them.
-        num_classes: as `categories`, for that many without names; background is not counted.
-        keep_classes: the class layers are of `categories`, in this order, and are kept.
-        adjust: from the model that was found to the one that is meant, for checkpoints of a changed setup.
-
-    Raises:
-        BadInput: no such checkpoint; one of another architecture or number of classes; a key too few, too
-            many, or of another shape. The key is named, and nothing is written.
-    """
-    checkpoint = read_checkpoint(path)
-    source = recognise(checkpoint)
-    found = convert(checkpoint, source, categories if keep_classes else None, adjust)
-    if num_classes is not None:
-        found = with_fresh_classes(found, numbered_categories(num_classes))
-    elif categories is not None and not keep_classes:
-        found = with_fresh_classes(found, categories)
-    elif not found.categories:
-        raise _unknown_classes(found)
-    save_weights(out, found.tensors, describe(found))
-    return found
-
-
 def recognise(checkpoint: Checkpoint) -> Source:
     """Return the program that a checkpoint is of, by its names."""
     for source in SOURCES:
@@ -132,51 +71,51 @@ def convert(
     categories: list[Category] | None = None,
     adjust: Callable[[Model], Model] | None = None,
 ) -> Imported:
-    """Return a checkpoint under our names; `categories` is empty if the class rows are of unknown meaning."""
+    """Return a checkpoint under our names; `categories` is empty if the class rows are of unknown meaning.
+
+    Raises:
+        BadInput: a key too few, too many, or of another shape, or not finite; it is named.
+    """
     find = Lookup(checkpoint, source)
-    sizes = read_sizes(find, str(checkpoint.path))
-    model = source.describe(checkpoint.tensors, sizes)
-    model = model if adjust is None else adjust(model)
-    classes = read_classes(find, str(checkpoint.path))
-    known = categories or coco_categories(classes) or []
+    model = _described(find, adjust or (lambda model: model))
+    classes = read_classes(find)
     if categories and len(categories) != classes - 1:
         raise BadInput(
-            f"{checkpoint.path}: {find(CLASS_LAYERS[0])[0]} has {classes} classes with background, "
+            f"{checkpoint.path}: {find.read(SCORES[0])[0]} has {classes} classes with background, "
             f"--categories names {len(categories)}; give as many, or leave out --keep-classes"
         )
-    taken, tensors, read = {}, {}, set()
+    known = categories or (source.coco if classes == len(source.coco) + 1 else [])
+    taken, tensors = {}, {}
     for name, target in _targets(model, classes).items():
-        theirs, tensor = _one(find, name)
+        theirs, tensor = find.read(name)
+        _check_shape(theirs, tensor, to_theirs(name, target, source, model.profile), checkpoint)
         taken[name] = theirs, list(tensor.shape)
-        tensors[name] = _fitting(to_ours(name, tensor, source, model.profile), target, theirs, checkpoint)
-        read.add(theirs)
+        tensors[name] = _widened(to_ours(name, tensor, source, model.profile), theirs, checkpoint)
+    read = {theirs for theirs, _ in taken.values()}
     assert len(read) == len(taken), "two of our tensors have one source: a rule is wrong"
     left = _left(checkpoint, source, read)
     _check_anchors(checkpoint, model)
     return Imported(source, checkpoint, model, taken, left, tensors, known, [])
 
 
-def with_fresh_classes(found: Imported, categories: list[Category]) -> Imported:
-    """Return an import whose class layers are initialised anew, the same every time, for other categories."""
-    generator = torch.Generator().manual_seed(REINIT_SEED)
-    tensors = dict(found.tensors)
-    for name, target in _targets(found.model, len(categories) + 1).items():
-        if name in CLASS_LAYERS:
-            tensors[name] = _fresh(name, target.shape, generator)
-    return replace(found, tensors=tensors, categories=categories, fresh=list(CLASS_LAYERS))
-
-
-def describe(found: Imported) -> dict[str, Any]:
-    """Return what the weights file says of itself."""
-    origin = {"name": found.source.name, "file_sha256": found.checkpoint.sha256, "fresh": found.fresh}
-    return {
-        "format": 1,
-        "model": found.model.model_dump(mode="json", exclude={"weights"}),
-        "sara": Sara().model_dump(mode="json"),
-        "refine": None,
-        "categories": found.categories,
-        "source": origin,
-    }
+def _described(find: Lookup, adjust: Callable[[Model], Model]) -> Model:
+    checkpoint, source = find.checkpoint, find.source
+    model = adjust(source.describe(checkpoint.tensors, read_sizes(find)))
+    pixels = {}
+    for key in source.statistics:
+        if key in checkpoint.tensors:
+            # To the seven digits that a float32 has.
+            values = tuple(float(f"{value:.7g}") for value in checkpoint.tensors[key].flatten().tolist())
+            pixels[key] = values if model.profile.channels == "rgb" else values[::-1]
+    try:
+        profile = SourceProfile(**{**model.profile.model_dump(), **pixels})
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        raise BadInput(
+            f"{checkpoint.path}: {key} is {list(pixels[key])}, no value for each colour; fetch the file again"
+        ) from None
+    # Again, for what was said is above what the file says.
+    return adjust(model.model_copy(update={"profile": profile}))
 
 
 def _targets(model: Model, classes: int) -> dict[str, Tensor]:
@@ -184,22 +123,15 @@ def _targets(model: Model, classes: int) -> dict[str, Tensor]:
         return build_model(model, classes, None, Sara(), Test()).state_dict()
 
 
-def _one(find: "Lookup", ours: str) -> tuple[str, Tensor]:
-    found = find(ours)
-    if found is None:
+def _check_shape(name: str, tensor: Tensor, expected: Tensor, checkpoint: Checkpoint) -> None:
+    if tensor.shape != expected.shape:
         raise BadInput(
-            f"{find.checkpoint.path}: lacks {find.names(ours)[0]}; the file is cut or of another "
-            "architecture: give a whole Mask R-CNN with a feature pyramid, frozen norms and two box layers"
-        )
-    return found
-
-
-def _fitting(tensor: Tensor, target: Tensor, name: str, checkpoint: Checkpoint) -> Tensor:
-    if tensor.shape != target.shape:
-        raise BadInput(
-            f"{checkpoint.path}: {name} makes {list(tensor.shape)} here, where {list(target.shape)} fits; "
+            f"{checkpoint.path}: {name} is {list(tensor.shape)}, where {list(expected.shape)} fits; "
             "the file is of another architecture or mixes numbers of classes"
         )
+
+
+def _widened(tensor: Tensor, name: str, checkpoint: Checkpoint) -> Tensor:
     tensor = tensor.to(torch.float32).contiguous()
     if not tensor.isfinite().all():
         raise BadInput(f"{checkpoint.path}: {name} is not finite; fetch the file again")
@@ -222,38 +154,20 @@ def _left(checkpoint: Checkpoint, source: Source, taken: set[str]) -> dict[str, 
 
 
 def _check_anchors(checkpoint: Checkpoint, model: Model) -> None:
-    ours = cell_anchors(model.anchor_sizes, model.profile)
+    expected = [
+        last_pixels(cells, model.profile.legacy_boxes)
+        for cells in cell_anchors(model.anchor_sizes, model.profile)
+    ]
     for name, tensor in checkpoint.tensors.items():
         level = CELL_ANCHORS.search(name)
-        if not level:
-            continue
-        place = int(level[1])
-        expected = last_pixels(ours[place], model.profile.legacy_boxes) if place < len(ours) else None
-        if (
-            expected is None
-            or tensor.shape != expected.shape
-            or (tensor.float() - expected).abs().max() > ANCHOR_TOLERANCE
-        ):
+        if level and not _equal_anchors(tensor, expected[int(level[1]) :][:1]):
             raise BadInput(
                 f"{checkpoint.path}: {name} is not the anchors of sizes {list(model.anchor_sizes)}; "
                 "say which they are with --set model.anchor_sizes=[...]"
             )
 
 
-def _fresh(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    tensor = torch.zeros(shape)
-    if name.endswith("bias"):
-        return tensor
-    if "mask" in name:
-        return nn.init.kaiming_normal_(tensor, mode="fan_out", nonlinearity="relu", generator=generator)
-    # The widths that Fast R-CNN starts its two layers with.
-    return nn.init.normal_(tensor, std=0.01 if "cls_score" in name else 0.001, generator=generator)
-
-
-def _unknown_classes(found: Imported) -> BadInput:
-    name, shape = found.taken[CLASS_LAYERS[0]]
-    return BadInput(
-        f"{found.checkpoint.path}: {name} has {shape[0]} classes with background, COCO models have 81 or "
-        "(torchvision) 91; name them in their order with --categories FILE --keep-classes, or start new "
-        "ones with --categories FILE or --num-classes N"
-    )
+def _equal_anchors(tensor: Tensor, expected: list[Tensor]) -> bool:
+    if not expected or tensor.shape != expected[0].shape:
+        return False
+    return bool((tensor.float() - expected[0]).abs().max() <= ANCHOR_TOLERANCE)

@@ -4,12 +4,11 @@ Source of the facts: its modeling/, layers/, structures/ and config/defaults.py,
 models.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import NUMBERED_ON
 from pipeline.importing.source import Source, shifted
 
 PROFILE = SourceProfile(
@@ -36,23 +35,11 @@ PROFILE = SourceProfile(
 RESNEXT_STD = (58.395, 57.12, 57.375)
 
 
-def describe(tensors: dict[str, Tensor], sizes: Model) -> Model:
-    """Return the model: stride in the 1x1 convolution and std 1, but for ResNeXt; absolute box losses.
-
-    Files of the first years hold the mean and std themselves.
-    """
+def describe(_: dict[str, Tensor], sizes: Model) -> Model:
+    """Return the model: stride in the 1x1 convolution and std 1, but for ResNeXt; absolute box losses."""
     original = not sizes.backbone.startswith("resnext")
-    pixels: dict[str, Any] = {} if original else {"pixel_std": RESNEXT_STD}
-    for name in ("pixel_mean", "pixel_std"):
-        if name in tensors:
-            # To the seven digits that a float32 has.
-            pixels[name] = tuple(float(f"{value:.7g}") for value in tensors[name].flatten().flip(0).tolist())
-    changes = {
-        "stride_in_1x1": original,
-        "norm_eps": 1e-5,
-        "box_beta": 0.0,
-        "profile": SourceProfile(**{**PROFILE.model_dump(), **pixels}),
-    }
+    profile = PROFILE if original else PROFILE.model_copy(update={"pixel_std": RESNEXT_STD})
+    changes = {"stride_in_1x1": original, "norm_eps": 1e-5, "box_beta": 0.0, "profile": profile}
     return sizes.model_copy(update=changes)
 
 
@@ -86,6 +73,11 @@ DETECTRON2 = Source(
         (r"^pixel_(mean|std)$", "taken into the profile"),
         (r"\.num_batches_tracked$", "frozen norms count no batches"),
     ),
+    coco=NUMBERED_ON,
     background_last=True,
+    offset=".conv2_offset.",
+    # Files of the first years hold them.
+    statistics=("pixel_mean", "pixel_std"),
+    profile=PROFILE,
     describe=describe,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.profile import SourceProfile
 from configs.schema import Model
 from pipeline.importing.detectron2_source import DETECTRON2
 from pipeline.importing.source import Source, to_theirs
@@ -25,7 +26,9 @@ def export_weights(path: str | Path, target: str, out: str | Path) -> Model:
     """Write a weights file's Mask R-CNN for another program and return its model, whose rules that one needs.
 
     torchvision: a state dict for `load_state_dict` (.pth). detectron2: its own format (.pkl), or {"model":
-    state dict} (.pth). Values are copied bit for bit; colours and classes take the target's order.
+    state dict} (.pth). Values are copied bit for bit; classes take the target's order. So do colours, unless
+    the weights came from the target: then they stand as they came. The profile returned has the colours as
+    they were written, and mean and std in the target's units.
 
     Raises:
         BadInput: no weights file of ours, a refining module in it, norms that are not frozen, or a suffix
@@ -34,9 +37,10 @@ def export_weights(path: str | Path, target: str, out: str | Path) -> Model:
     tensors, meta = load_weights(path)
     model, source, out = Model(**meta["model"]), TARGETS[target], Path(out)
     _check(tensors, model, path, target, out)
+    model = model.model_copy(update={"profile": _as_configured(model.profile, source)})
     deformable = model.backbone.endswith("_dcn")
     theirs = {
-        source.names(name, deformable)[0]: _exported(name, tensor, source, model)
+        source.names(name, deformable)[0]: to_theirs(name, tensor, source, model.profile).contiguous()
         for name, tensor in tensors.items()
     }
     write_atomic(out, _pickled(theirs) if out.suffix == ".pkl" else _saved(theirs, target))
@@ -55,11 +59,15 @@ def _check(tensors: dict[str, Tensor], model: Model, path: str | Path, target: s
         raise BadInput(f"--out {out}: {target} reads {' or '.join(SUFFIXES[target])}; give it that ending")
 
 
-def _exported(name: str, tensor: Tensor, source: Source, model: Model) -> Tensor:
-    # torchvision always gives its trunk RGB.
-    keeps = source is TORCHVISION
-    profile = model.profile.model_copy(update={"channels": "rgb"}) if keeps else model.profile
-    return to_theirs(name, tensor, source, profile).contiguous()
+def _as_configured(profile: SourceProfile, source: Source) -> SourceProfile:
+    if profile.name == source.name:
+        return profile
+    white = source.profile.pixel_range
+    pixels = {
+        key: tuple(float(f"{value / profile.pixel_range * white:.7g}") for value in getattr(profile, key))
+        for key in ("pixel_mean", "pixel_std")
+    }
+    return profile.model_copy(update={"channels": source.profile.channels, "pixel_range": white, **pixels})
 
 
 def _saved(theirs: dict[str, Tensor], target: str) -> bytes:

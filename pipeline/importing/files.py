@@ -1,15 +1,15 @@
 """Checkpoint files of any source: opened safely, as names with tensors."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.importing.unpickle import load_arrays
-from pipeline.network.torch_files import load_torch, state_dict_of
+from pipeline.importing.unpickle import Stored, load_arrays
+from pipeline.network.torch_files import load_torch, state_dict_of, unwrapped
 from shards.errors import BadInput
 from shards.storage.files import sha256_of
 
@@ -38,12 +38,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     writes them.
 
     Raises:
-        BadInput: missing, cut, damaged, unsafe, or no names with tensors.
+        BadInput: missing, cut, damaged, unsafe, or no names with dense tensors of numbers.
     """
     path = Path(path)
     content = _load(path)
-    others = [str(key) for key in content if key != "model"] if _wrapped(content) else []
-    tensors = state_dict_of(_as_tensors(content, path), path)
+    state = unwrapped(content)
+    others = [] if state is content else [str(key) for key in content if key != "model"]
+    tensors = state_dict_of(_as_tensors(state), path)
     if tensors and all(name.startswith(PARALLEL) for name in tensors):
         tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
     return Checkpoint(path, tensors, others, sha256_of(path))
@@ -64,22 +65,16 @@ def _load(path: Path) -> Any:
     raise BadInput(f"{path}: is neither a pickle nor a file of torch.save; fetch the checkpoint again")
 
 
-def _wrapped(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("model"), dict)
+def _as_tensors(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    return {name: _as_tensor(value) for name, value in state.items()}
 
 
-def _as_tensors(content: Any, path: Path) -> Any:
-    if _wrapped(content):
-        content = content["model"]
-    if not isinstance(content, dict):
-        return content
-    return {str(name): _as_tensor(name, value, path) for name, value in content.items()}
-
-
-def _as_tensor(name: Any, value: Any, path: Path) -> Any:
-    if not isinstance(value, np.ndarray):
+def _as_tensor(value: Any) -> Any:
+    if not isinstance(value, Stored):
         return value
-    if value.dtype.kind not in "fiub":
-        raise BadInput(f"{path}: {name} holds {value.dtype}, not numbers; fetch the checkpoint again")
-    # A copy: what a pickle holds cannot be written to, and may be of the other byte order.
-    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+    with warnings.catch_warnings():
+        # Nothing writes to it; a copy for every name would let a small file take all memory.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(value.content)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import NUMBERED_ON
 from pipeline.importing.source import Source, shifted
 
 PROFILE = SourceProfile(
@@ -54,6 +55,8 @@ MASKRCNN_BENCHMARK = Source(
     ),
     deformable_rules=((r"^(backbone\.body\.layer[234]\.\d+\.conv2)\.weight$", r"\1.conv.weight"),),
     left=((r"^rpn\.anchor_generator\.cell_anchors\.\d$", "compared with the profile's anchors"),),
+    coco=NUMBERED_ON,
     background_last=False,
+    profile=PROFILE,
     describe=describe,
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import Category
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -30,7 +31,11 @@ class Source:
         older_rules: further ones for names that it had once.
         deformable_rules: further ones for a deformable trunk.
         left: (pattern, reason) of names that are deliberately not read.
+        coco: the categories of class row 1, 2, ... of its COCO models.
         background_last: the class scores end with the background, and it has neither box nor mask.
+        statistics: tensors that are the profile's keys of the same name, in the order of its colours.
+        offset: what only a deformable trunk's names have in them.
+        profile: of the zoo's configuration files.
         describe: from the tensors and the model's sizes to the model with its profile.
     """
 
@@ -38,10 +43,14 @@ class Source:
     mark: str
     rules: Rules
     left: Rules
+    coco: list[Category]
     background_last: bool
+    profile: SourceProfile
     describe: Callable[[dict[str, Tensor], Model], Model]
     older_rules: Rules = ()
     deformable_rules: Rules = ()
+    statistics: tuple[str, ...] = ()
+    offset: str = ".conv2.offset."
 
     def names(self, ours: str, deformable: bool) -> list[str]:
         """Return what this program calls our tensor: now, and formerly."""

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import BY_ID
 from pipeline.importing.source import Source, shifted
 
 PROFILE = SourceProfile(name="torchvision")
@@ -30,6 +31,8 @@ TORCHVISION = Source(
         *shifted(r"^roi_heads\.mask_head\.{n}\.0\.", "roi_heads.mask_head.mask_fcn{n}.", range(4), 1),
     ),
     left=((r"\.num_batches_tracked$", "frozen norms count no batches"),),
+    coco=BY_ID,
     background_last=False,
+    profile=PROFILE,
     describe=describe,
 )

@@ -5,6 +5,7 @@ from collections import Counter
 from configs.profile import SourceProfile
 from configs.schema import Model
 from pipeline.importing.convert import Imported
+from pipeline.importing.source import Source
 
 RESIZE = {"tensor": "bilinear interpolation of the normalised image", "pillow": "Pillow's bilinear, of bytes"}
 ROUNDING = {
@@ -56,6 +57,15 @@ def profile_in_words(model: Model) -> list[str]:
         )
         + f"; {model.rpn_post_nms_train} proposals an image",
     ]
+
+
+def unlike(model: Model, source: Source) -> list[str]:
+    """Return the rules that a program does not compute by unless it is told to, each with its own."""
+    theirs = source.describe({}, model)
+    keys = ("stride_in_1x1", "norm_eps", "box_beta")
+    rules = [(key, getattr(model, key), getattr(theirs, key)) for key in keys]
+    rules += [(key, value, getattr(theirs.profile, key)) for key, value in model.profile if key != "name"]
+    return [f"{key} {ours} (there {own})" for key, ours, own in rules if ours != own]
 
 
 def summary(found: Imported) -> list[str]:

@@ -1,4 +1,4 @@
-"""Starting weights: our own files, torchvision's Mask R-CNN, or an ImageNet trunk."""
+"""Starting weights: our own files, or an ImageNet trunk."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from configs.profile import SourceProfile
 from configs.schema import Model
-from pipeline.network.torch_files import load_torch, state_dict_of
+from pipeline.network.torch_files import load_torch, state_dict_of, unwrapped
 from pipeline.network.weights import fill, is_safetensors, load_meta, load_weights
 from shards.errors import BadInput
 
@@ -15,8 +15,9 @@ CLASSES = "roi_heads.box_predictor.cls_score.weight"
 # What a weights file says of its model that no config can make otherwise ...
 ARCHITECTURE = ("backbone", "norm", "fpn_channels", "box_head_dim", "mask_head_channels")
 # ... and what an imported one decides.
-DECIDED = ("stride_in_1x1", "norm_eps", "box_beta")
-FOREIGN = {"backbone.bottom_up.": "detectron2", "backbone.body.stem.": "maskrcnn-benchmark"}
+DECIDED = ("stride_in_1x1", "norm_eps", "anchor_sizes", "box_beta", "profile")
+TRUNK = "layer1.0.conv1.weight"
+DETECTORS = ("backbone.", "proposal_generator.", "rpn.", "roi_heads.")
 IMPORT = "mrrcnn import-weights FILE --out FILE.safetensors"
 
 
@@ -25,9 +26,9 @@ def load_pretrained(
 ) -> str:
     """Load weights into a model of `build_model`, told apart by content; return one line for the log.
 
-    A safetensors file of a run or an import, or a PyTorch file holding a torchvision Mask R-CNN state dict
-    (whole, every name matched) or that of a torchvision ResNet (into the trunk; its classifier is left out).
-    Half precision is widened. The refining module of an MR R-CNN may be absent and is left alone.
+    A safetensors file of a run or an import, or a PyTorch file holding the state dict of a torchvision ResNet
+    (into the trunk; its classifier is left out). Half precision is widened. The refining module of an
+    MR R-CNN may be absent and is left alone.
 
     Args:
         model: a model of `build_model`.
@@ -36,63 +37,60 @@ def load_pretrained(
             then refused, and so is a file that was trained on other categories, or not yet on these.
 
     Raises:
-        BadInput: anything else, or weights of another model; key and remedy are named.
+        BadInput: anything else, another program's Mask R-CNN that was not imported, or weights of another
+            model; key and remedy are named.
     """
-    if _is_safetensors(path):
-        tensors, meta = load_weights(path)
-        _check_profile(model.config, meta, path)
-        name = "MR R-CNN" if meta["refine"] else "Mask R-CNN"
-    else:
-        tensors, name, meta = state_dict_of(load_torch(path), path), "torchvision Mask R-CNN", None
-    if "layer1.0.conv1.weight" in tensors:
-        if categories is not None:
-            raise BadInput(
-                f"{path}: holds a trunk without heads, which is no trained Mask R-CNN; "
-                "set train.baseline.iters above 0, or model.weights to a whole Mask R-CNN"
-            )
-        return _fill_trunk(model, tensors, path)
-    if CLASSES not in tensors:
-        raise _unknown(tensors, path)
+    if not _is_safetensors(path):
+        return _load_trunk(model, path, categories)
+    tensors, meta = load_weights(path)
+    _check_profile(model.config, meta, path)
     _check_classes(model, tensors, path)
-    if categories is not None and meta:
+    if categories is not None:
         _check_trained(meta, path)
         _check_categories(meta["categories"], categories, path)
     fill(model, tensors, str(path), may_lack="refine.")
-    return f"{path}: {name}, {len(tensors)} tensors"
+    return f"{path}: {'MR R-CNN' if meta['refine'] else 'Mask R-CNN'}, {len(tensors)} tensors"
 
 
 def with_source(config: Model, path: str | Path) -> tuple[Model, list[str]]:
     """Return a model config as the weights file it starts from needs it, and what was changed, in words.
 
-    An imported file brings the rules of its program: profile, place of the stride, eps of the norms, box
-    loss. Any other file changes nothing.
+    An imported file brings the rules of its program: profile, place of the stride, eps of the norms, sizes of
+    the anchors, box loss. Sizes of images and numbers of proposals stay the config's. Any other file changes
+    nothing.
 
     Raises:
         BadInput: the file holds another architecture than the config; the key is named.
     """
     if not _is_safetensors(path):
         return config, []
-    found = load_meta(path).get("model", {})
-    if "profile" not in found:
+    said = load_meta(path).get("model", {})
+    if "profile" not in said:
         return config, []
+    found = Model(**said)
     for key in ARCHITECTURE:
-        if found[key] != getattr(config, key):
+        if getattr(found, key) != getattr(config, key):
             raise BadInput(
-                f"{path}: holds a model with {key} {found[key]}, the config has model.{key}="
-                f"{getattr(config, key)}; set model.{key}={found[key]}, or give other weights"
+                f"{path}: holds a model with {key} {getattr(found, key)}, the config has model.{key}="
+                f"{getattr(config, key)}; set model.{key}={getattr(found, key)}, or give other weights"
             )
-    changes = {key: found[key] for key in DECIDED} | {"profile": SourceProfile(**found["profile"])}
-    changed = [
-        f"model.{key}={value}"
-        for key, value in changes.items()
-        if key != "profile" and value != getattr(config, key)
-    ]
-    if changes["profile"] != config.profile:
-        changed.append(f"model.profile of {changes['profile'].name}")
-    return config.model_copy(update=changes), changed
+    changes = {key: getattr(found, key) for key in DECIDED if getattr(found, key) != getattr(config, key)}
+    return config.model_copy(update=changes), [_in_words(key, value) for key, value in changes.items()]
 
 
-def _fill_trunk(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> str:
+def _in_words(key: str, value: Any) -> str:
+    return f"model.profile of {value.name}" if key == "profile" else f"model.{key}={value}"
+
+
+def _load_trunk(model: nn.Module, path: str | Path, categories: list[dict[str, Any]] | None) -> str:
+    tensors = state_dict_of(unwrapped(load_torch(path)), path)
+    if TRUNK not in tensors:
+        raise _unknown(tensors, path)
+    if categories is not None:
+        raise BadInput(
+            f"{path}: holds a trunk without heads, which is no trained Mask R-CNN; "
+            "set train.baseline.iters above 0, or model.weights to a whole Mask R-CNN"
+        )
     trunk = {k: v for k, v in tensors.items() if not k.startswith("fc.")}
     if model.config.norm != "frozen_bn":
         raise BadInput(
@@ -108,12 +106,14 @@ def _fill_trunk(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) 
 
 def _unknown(tensors: dict[str, Tensor], path: str | Path) -> BadInput:
     key = next(iter(tensors), "nothing")
-    for prefix, program in FOREIGN.items():
-        if key.removeprefix("module.").startswith(prefix):
-            return BadInput(f"{path}: is a checkpoint of {program} ({key}); import it first: {IMPORT}")
+    if key.removeprefix("module.").startswith(DETECTORS):
+        return BadInput(
+            f"{path}: holds {key}, and is no weights file of a run but perhaps another program's Mask R-CNN; "
+            f"import it first: {IMPORT}"
+        )
     return BadInput(
-        f"{path}: holds {key}, which is neither a torchvision Mask R-CNN nor a torchvision ResNet; "
-        "set model.weights to one of these"
+        f"{path}: holds {key}, which is neither a torchvision ResNet nor a weights file of a run; "
+        f"set model.weights to one of these, or import another program's Mask R-CNN: {IMPORT}"
     )
 
 
@@ -147,6 +147,8 @@ def _check_categories(learnt: list[dict[str, Any]], wanted: list[dict[str, Any]]
 
 
 def _check_classes(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    if CLASSES not in tensors:
+        raise BadInput(f"{path}: lacks {CLASSES}; give a weights file of a run or an import")
     found = len(tensors[CLASSES])
     if found != model.num_classes:
         raise BadInput(

@@ -108,7 +108,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], name: str, may_lack: str
 
     Args:
         module: changed in place; half-precision tensors are widened.
-        tensors: by parameter or buffer name; torchvision's older names of its own layers are understood.
+        tensors: by parameter or buffer name.
         name: what the tensors came from, for messages.
         may_lack: prefix of names that may keep their present values.
 

@@ -5,13 +5,16 @@ import json
 import pytest
 import torch
 
+from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpoint, torchvision_checkpoint
+from configs.schema import Model, Sara, Test
 from jobs.verbs import test_settings
 from jobs.weights import export_file, import_file
 from pipeline.importing.files import read_checkpoint
-from pipeline.model import own_settings
+from pipeline.model import build_model, own_settings
+from pipeline.network.pretrained import load_pretrained
 from pipeline.network.weights import load_meta
+from shards.errors import BadInput
 from tests.jobs.test_cli import command
-from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoint
 
 test_settings.__test__ = False
 SETTINGS = ("--set", "model.min_size=64", "--set", "model.profile.sampling_ratio=2")
@@ -53,7 +56,9 @@ def test_evaluate_and_predict_paste_as_the_weights_program_unless_told(files):
 
 def test_export_gives_the_names_back(files, capsys):
     export_file(files / "ours.safetensors", "detectron2", files / "back.pkl")
-    assert "stride 2 in the 1x1 convolution" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "stride 2 in the 1x1 convolution" in out
+    assert out.endswith("and gives other outputs until it does: sampling_ratio 2 (there 0)\n")
     theirs = read_checkpoint(files / "their.pth").tensors
     back = read_checkpoint(files / "back.pkl").tensors
     assert back.keys() == theirs.keys() and all(torch.equal(back[name], theirs[name]) for name in back)
@@ -90,14 +95,11 @@ def test_new_class_layers_are_said_to_be_new(files, capsys):
     assert [category["id"] for category in meta["categories"]] == [4, 9] and len(meta["source"]["fresh"]) == 6
 
 
-def test_a_raw_checkpoint_as_model_weights_is_told_to_be_imported(tmp_path):
-    from configs.schema import Sara, Test
-    from pipeline.model import build_model
-    from pipeline.network.pretrained import load_pretrained
-    from shards.errors import BadInput
-    from tests.pipeline.tiny import MODEL
-
-    model = build_model(MODEL, 81, None, Sara(), Test())
-    torch.save({"model": benchmark_checkpoint(None, width=8)}, tmp_path / "their.pth")
-    with pytest.raises(BadInput, match=r"checkpoint of maskrcnn-benchmark .* mrrcnn import-weights"):
+@pytest.mark.parametrize("make", [torchvision_checkpoint, detectron2_checkpoint, benchmark_checkpoint])
+def test_a_raw_checkpoint_as_model_weights_is_told_to_be_imported(make, tmp_path):
+    """Read as it is, torchvision's would fit, and compute with another eps than its own."""
+    tensors = make(None, classes=6, width=8)
+    torch.save({"model": tensors}, tmp_path / "their.pth")
+    model = build_model(Model(fpn_channels=8, box_head_dim=16, mask_head_channels=8), 6, None, Sara(), Test())
+    with pytest.raises(BadInput, match=r"another program's .*; import it first: mrrcnn import"):
         load_pretrained(model, tmp_path / "their.pth")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from tests.oracles.checkpoints import BLOCKS
+from benchmarks.made_checkpoints import BLOCKS
 from tests.oracles.network import box_head, mask_head, padded, per_level, pyramid, rpn_head
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)

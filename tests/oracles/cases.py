@@ -1,24 +1,30 @@
 """What the comparisons with the oracles have in common: images, sizes, and what agreement means."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.schema import Model
-from pipeline.importing.convert import Imported, import_weights
-from pipeline.model import load_model
+from configs.schema import Model, Sara, Test
+from pipeline.importing.convert import Imported, convert, recognise
+from pipeline.importing.files import Checkpoint
+from pipeline.importing.importer import import_weights
+from pipeline.model import build_model, load_model
 
-SHORT, LONG, PRE, POST = 128, 192, 200, 60
+PRE, POST = 200, 60
+SMALL = (128, 192, PRE, POST)
 CLASSES = 7
+# Share of the masks that may differ by one pixel where that is more than one in a thousand.
+EXCUSED = 0.02
 CATEGORIES = [{"id": 2 * label, "name": f"thing {label}"} for label in range(1, CLASSES + 1)]
 
 
-def small(model: Model) -> Model:
-    """Return a model for small images and few proposals."""
-    changes = {"min_size": SHORT, "max_size": LONG, "rpn_pre_nms_test": PRE, "rpn_post_nms_test": POST}
-    return model.model_copy(update=changes)
+def limited(model: Model, limits: tuple[int, int, int, int] = SMALL) -> Model:
+    """Return a model for images of such sides, short and long, and proposals before and after NMS."""
+    keys = ("min_size", "max_size", "rpn_pre_nms_test", "rpn_post_nms_test")
+    return model.model_copy(update=dict(zip(keys, limits, strict=True)))
 
 
 def picture(seed: int, height: int, width: int) -> Tensor:
@@ -29,13 +35,31 @@ def picture(seed: int, height: int, width: int) -> Tensor:
     return (smooth * 200 + torch.rand(3, height, width, generator=generator) * 55).to(torch.uint8)
 
 
-def imported(tensors: dict[str, Tensor], folder: Path, name: str) -> tuple[nn.Module, Imported]:
+def imported(
+    tensors: dict[str, Tensor], folder: Path, name: str, limits: tuple[int, int, int, int] = SMALL
+) -> tuple[nn.Module, Imported]:
     """Return the model of a checkpoint that went through a file, and the import's report."""
     source, out = folder / f"{name}.pth", folder / f"{name}.safetensors"
     torch.save({"model": tensors}, source)
-    found = import_weights(source, out, CATEGORIES, keep_classes=True, adjust=small)
+    found = import_weights(source, out, CATEGORIES, keep_classes=True, adjust=partial(limited, limits=limits))
     source.unlink()
     return load_model(out, score_threshold=0.0), found
+
+
+def converted(tensors: dict[str, Tensor]) -> tuple[nn.Module, Imported]:
+    """Return the model of a checkpoint in memory, its norms not folded, and the import's report."""
+    checkpoint = Checkpoint(Path("made"), tensors, [], "")
+    found = convert(checkpoint, recognise(checkpoint), CATEGORIES, limited)
+    return built(found, found.model), found
+
+
+def built(found: Imported, config: Model) -> nn.Module:
+    """Return a model with the tensors of an import, its norms not folded, that keeps every score."""
+    test = Test(score=0.0, paste=config.profile.paste)
+    model = build_model(config, CLASSES + 1, None, Sara(), test)
+    model.load_state_dict(found.tensors)
+    model.category_ids = [category["id"] for category in CATEGORIES]
+    return model.eval()
 
 
 def differences(
@@ -44,8 +68,9 @@ def differences(
     """Return in what ways a model's output is not the oracle's; empty where it is.
 
     Features differ by 1e-4 of their largest value at most, boxes by 0.01 px, scores by 1e-5, masks by one
-    pixel in a thousand, or by one at all: rounding decides at a probability of one half. Detections
-    of equal label are paired by their boxes: programs order them differently.
+    pixel in a thousand. In a small mask that is none, and rounding decides at a probability of one half: one
+    in fifty may differ by one pixel all the same. Detections of equal label are paired by their boxes:
+    programs order them differently.
 
     Args:
         model: an imported model.
@@ -73,5 +98,8 @@ def differences(
     wrong += [f"scores by {off:.1e}"] if off > 1e-5 else []
     ours, theirs = found["masks"].flatten(1), expected["masks"][pair].flatten(1)
     different, either = (ours ^ theirs).sum(1), (ours | theirs).sum(1)
-    bad = (different > (0.001 * either).clamp(min=1)).sum()
-    return [*wrong, f"{bad} masks"] if bad else wrong
+    unlike = different > 0.001 * either
+    bad, excused = (unlike & (different > 1)).sum(), (unlike & (different == 1)).sum()
+    if bad or excused > EXCUSED * len(unlike):
+        wrong.append(f"{bad} masks, and {excused} by one pixel")
+    return wrong

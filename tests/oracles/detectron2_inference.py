@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import batched_nms, roi_align
 
-from tests.oracles.checkpoints import BLOCKS
+from benchmarks.made_checkpoints import BLOCKS
 from tests.oracles.network import box_head, mask_head, padded, per_level, pyramid, rpn_head
 
 MEAN_BGR = (103.53, 116.28, 123.675)

@@ -66,13 +66,12 @@ PROFILE = SourceProfile(name="detectron2", aligned=True)
 
 
 def test_a_model_takes_the_rules_of_imported_weights_and_says_so(weights):
-    path = weights(profile=PROFILE, norm_eps=0.5, stride_in_1x1=True, box_beta=0.0, min_size=64)
+    rules = {"norm_eps": 0.5, "stride_in_1x1": True, "box_beta": 0.0, "anchor_sizes": (4, 8, 16, 32, 64)}
+    path = weights(profile=PROFILE, **rules, min_size=64, rpn_post_nms_test=9)
     found, said = with_source(MODEL, path)
-    assert found == MODEL.model_copy(
-        update={"profile": PROFILE, "norm_eps": 0.5, "stride_in_1x1": True, "box_beta": 0.0}
-    )
-    assert said == ["model.stride_in_1x1=True", "model.norm_eps=0.5", "model.box_beta=0.0",
-                    "model.profile of detectron2"]  # fmt: skip
+    assert found == MODEL.model_copy(update={"profile": PROFILE, **rules})
+    assert said == ["model.stride_in_1x1=True", "model.norm_eps=0.5", "model.anchor_sizes=(4, 8, 16, 32, 64)",
+                    "model.box_beta=0.0", "model.profile of detectron2"]  # fmt: skip
     assert with_source(found, path) == (found, [])
 
 

@@ -1,33 +1,62 @@
 """An imported model computes what its own program computes, and needs every rule of its profile for it."""
 
+from functools import partial
+
 import pytest
 import torch
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models import resnet50
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpoint, torchvision_checkpoint
 from configs.profile import SourceProfile
-from configs.schema import Sara, Test
-from pipeline.model import build_model
+from configs.schema import Test
 from tests.oracles.benchmark_inference import Benchmark
-from tests.oracles.cases import CATEGORIES, CLASSES, LONG, POST, PRE, SHORT, differences, imported, picture
-from tests.oracles.checkpoints import benchmark_checkpoint, detectron2_checkpoint, spread_torchvision
+from tests.oracles.cases import (
+    CATEGORIES,
+    CLASSES,
+    POST,
+    PRE,
+    SMALL,
+    built,
+    converted,
+    differences,
+    imported,
+    limited,
+    picture,
+)
 from tests.oracles.detectron2_inference import Detectron2
 
 IDS = torch.tensor([0, *(category["id"] for category in CATEGORIES)])
 # A landscape whose long side is cut, and a portrait: 128 x 157.9, padded to an odd number of cells of 32 px.
 IMAGES = [picture(1, 100, 170), picture(2, 111, 90)]
+# Of the network's size: boxes are pooled from every level, and no limit on proposals is small.
+LARGE, LARGE_LIMITS = picture(3, 480, 640), (480, 640, 1000, 1000)
+# Added to the deltas of the three anchors: boxes seven times as large, as most are of the finest map's.
+LARGER = torch.tensor([0.0, 0, 2, 2]).repeat(3)
+
+
+def levels(boxes):
+    """Return the levels, counted from P2, that boxes of the network's size are pooled from."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return set((4 + torch.log2(sides.prod(1).sqrt() / 224)).floor().clamp(2, 5).sub(2).tolist())
 
 
 class Case:
     """A checkpoint of a program, our model of it, and what the program's oracle makes of the images."""
 
-    def __init__(self, program, tensors, folder, arch="R50", images=IMAGES):
-        self.program, self.images = program, images
-        self.model, self.found = imported(tensors, folder, f"{program}-{arch}")
-        oracle = (Detectron2 if program == "detectron2" else Benchmark)(tensors, arch, SHORT, LONG, PRE, POST)
+    def __init__(self, program, tensors, made, arch="R50", images=IMAGES):
+        self.program, self.images, self.tensors, self.arch = program, images, tensors, arch
+        self.model, self.found = made
+        self.answers = self.ask(images, *SMALL)
+
+    def ask(self, images, *limits, **tensors):
+        make = Detectron2 if self.program == "detectron2" else Benchmark
+        oracle = make({**self.tensors, **tensors}, self.arch, *limits)
         with torch.inference_mode():
-            self.answers = [self.answer(oracle, image) for image in images]
+            return [self.answer(oracle, image) for image in images]
 
     def answer(self, oracle, image):
         maps, _ = oracle.features(image)
@@ -43,19 +72,15 @@ class Case:
 
     def differences(self, model=None):
         model = model or self.model
-        pairs = zip(self.images, self.answers, strict=True)
-        return [text for image, (maps, found) in pairs for text in differences(model, image, maps, found)]
+        for image, (maps, found) in zip(self.images, self.answers, strict=True):
+            yield from differences(model, image, maps, found)
 
     def changed(self, **changes):
         """Return the model with other rules and the same weights."""
         own = {key: changes.pop(key) for key in list(changes) if key in SourceProfile.model_fields}
         profile = self.found.model.profile.model_copy(update=own)
         config = self.found.model.model_copy(update={**changes, "profile": profile})
-        test = self.model.test if "paste" not in own else self.model.test.model_copy(update=own)
-        model = build_model(config, CLASSES + 1, None, Sara(), test)
-        model.load_state_dict(self.found.tensors)
-        model.category_ids = self.model.category_ids
-        return model.eval()
+        return built(self.found, config)
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +90,36 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detectron2(folder):
-    return Case("detectron2", detectron2_checkpoint(seed=4, classes=CLASSES), folder)
+    tensors = detectron2_checkpoint(seed=4, classes=CLASSES)
+    return Case("detectron2", tensors, imported(tensors, folder, "detectron2"))
 
 
 @pytest.fixture(scope="module")
 def benchmark(folder):
-    return Case("maskrcnn_benchmark", benchmark_checkpoint(seed=3, classes=CLASSES + 1), folder)
+    tensors = benchmark_checkpoint(seed=3, classes=CLASSES + 1)
+    return Case("maskrcnn_benchmark", tensors, imported(tensors, folder, "benchmark"))
 
 
 @pytest.mark.parametrize("program", ["detectron2", "benchmark"])
 def test_a_resnet_50_gives_its_programs_outputs(program, request):
     case = request.getfixturevalue(program)
-    assert case.differences() == []
+    assert list(case.differences()) == []
     labels = torch.cat([found["labels"] for _, found in case.answers])
     sizes = torch.cat([(found["boxes"][:, 2:] - found["boxes"][:, :2]).amin(1) for _, found in case.answers])
     masks = torch.cat([found["masks"].flatten(1).sum(1) for _, found in case.answers])
     # The case can tell: several classes, boxes of many sizes, masks that are neither empty nor full.
     assert len(labels.unique()) >= 4 and sizes.max() > 4 * sizes.min() and (masks > 50).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("program", ["detectron2", "benchmark"])
+def test_a_large_picture_with_a_thousand_proposals_does_too(program, request):
+    case = request.getfixturevalue(program)
+    bias = case.found.taken["rpn.head.bbox_pred.bias"][0]
+    maps, found = case.ask([LARGE], *LARGE_LIMITS, **{bias: case.tensors[bias] + LARGER})[0]
+    model = case.changed(**limited(case.found.model, LARGE_LIMITS).model_dump(exclude={"profile"}))
+    model.rpn.head.bbox_pred.bias.data += LARGER
+    assert differences(model, LARGE, maps, found) == []
+    assert levels(found["boxes"]) >= {2, 3}, "the small pictures show the finer ones"
 
 
 @pytest.mark.slow
@@ -94,30 +132,48 @@ def test_a_resnet_50_gives_its_programs_outputs(program, request):
         ("detectron2", "R101", True, "resnet101_dcn"),
     ],
 )
-def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk, folder):
+def test_the_larger_trunks_give_their_programs_outputs(program, arch, dcn, trunk):
     make, extra = (detectron2_checkpoint, 0) if program == "detectron2" else (benchmark_checkpoint, 1)
-    case = Case(program, make(5, arch, dcn, CLASSES + extra, 16), folder, arch, IMAGES[:1])
-    assert case.found.model.backbone == trunk and case.differences() == []
+    tensors = make(5, arch, dcn, CLASSES + extra, 16)
+    case = Case(program, tensors, converted(tensors), arch, IMAGES[:1])
+    assert case.found.model.backbone == trunk and list(case.differences()) == []
 
 
-def test_torchvisions_model_gives_its_own_outputs(folder):
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+WIDTH = 32
+
+
+def torchvisions(tensors, short, long, pre, post):
+    """Return torchvision's own model, narrow, with the tensors of a file."""
+    with torch.device("meta"):
+        trunk = resnet50(norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
+    stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     model = MaskRCNN(
-        backbone, CLASSES + 1, SHORT, LONG, rpn_pre_nms_top_n_test=PRE, rpn_post_nms_top_n_test=POST,
+        BackboneWithFPN(trunk, stages, [256, 512, 1024, 2048], WIDTH),
+        min_size=short, max_size=long, rpn_pre_nms_top_n_test=pre, rpn_post_nms_top_n_test=post,
         box_score_thresh=0.0,
-    ).eval()  # fmt: skip
-    spread_torchvision(model, seed=3)
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.eps = 0.0
-    ours, _ = imported(model.state_dict(), folder, "torchvision")
-    for image in IMAGES:
+        box_head=TwoMLPHead(WIDTH * 49, 2 * WIDTH),
+        box_predictor=FastRCNNPredictor(2 * WIDTH, CLASSES + 1),
+        mask_head=MaskRCNNHeads(WIDTH, (WIDTH,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(WIDTH, WIDTH, CLASSES + 1),
+    )  # fmt: skip
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("images", "limits"), [(IMAGES, SMALL), ([LARGE], LARGE_LIMITS)])
+def test_torchvisions_model_gives_its_own_outputs(images, limits, folder):
+    tensors = torchvision_checkpoint(seed=3, classes=CLASSES + 1, width=WIDTH)
+    if limits is LARGE_LIMITS:
+        tensors["rpn.head.bbox_pred.bias"] += LARGER
+    model, (ours, _) = torchvisions(dict(tensors), *limits), imported(tensors, folder, "torchvision", limits)
+    for image in images:
         with torch.inference_mode():
             batch, _ = model.transform([image.float() / 255])
             maps = list(model.backbone(batch.tensors).values())
             expected = model([image.float() / 255])[0]
         expected = {**expected, "labels": IDS[expected["labels"]], "masks": expected["masks"][:, 0] > 0.5}
         assert differences(ours, image, maps, expected) == []
+    assert limits is SMALL or levels(expected["boxes"]) >= {2, 3}
 
 
 OWN = SourceProfile()
@@ -146,7 +202,7 @@ BROKEN = [
 @pytest.mark.parametrize(("program", "change"), BROKEN, ids=lambda value: str(value)[:40])
 def test_no_rule_can_be_broken_unnoticed(program, change, request):
     case = request.getfixturevalue(program)
-    assert case.differences(case.changed(**change)) != []
+    assert any(case.differences(case.changed(**change)))
 
 
 def test_the_norms_are_folded_and_nothing_else_is(detectron2):
@@ -154,7 +210,7 @@ def test_the_norms_are_folded_and_nothing_else_is(detectron2):
     unfolded = detectron2.changed()
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in detectron2.model.modules())
     assert any(isinstance(module, FrozenBatchNorm2d) for module in unfolded.modules())
-    assert detectron2.differences(unfolded) == []
+    assert list(detectron2.differences(unfolded)) == []
 
 
 def test_the_own_paste_is_the_default_and_can_be_overruled(detectron2, benchmark):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import batched_nms
 
+from benchmarks.made_checkpoints import BENCHMARK_CELLS
 from configs.profile import SourceProfile
 from configs.schema import Model, Test
 from pipeline.importing.detectron2_source import PROFILE as DETECTRON2
@@ -21,7 +22,6 @@ from pipeline.network.nms import sides_at_least, suppress
 from pipeline.network.pool import pyramid_levels
 from pipeline.network.rpn import build_rpn
 from pipeline.network.transform import network_size
-from tests.oracles.checkpoints import BENCHMARK_CELLS
 from tests.pipeline.tiny import MODEL, tiny_base, tiny_image, tiny_target
 
 OWN = SourceProfile()

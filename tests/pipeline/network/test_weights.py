@@ -211,22 +211,6 @@ def test_a_runs_weights_start_another_run(tmp_path):
         load_pretrained(build_model(MODEL, 9, None, Sara(), Test()), tmp_path / "w")
 
 
-def test_the_older_names_of_torchvision_are_understood(tmp_path):
-    model = tiny_base(model_seed=4)
-    old = {}
-    for name, tensor in model.state_dict().items():
-        for block in range(4):
-            name = name.replace(f"mask_head.{block}.0.", f"mask_head.mask_fcn{block + 1}.")
-            name = name.replace(f"inner_blocks.{block}.0.", f"inner_blocks.{block}.")
-            name = name.replace(f"layer_blocks.{block}.0.", f"layer_blocks.{block}.")
-        old[name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = tensor
-    assert old.keys() != model.state_dict().keys()
-    torch.save(old, tmp_path / "old.pth")
-    other = tiny_base()
-    load_pretrained(other, tmp_path / "old.pth")
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
-
-
 @pytest.mark.parametrize("meta", [{"format": 1}, [], {"format": 1, "model": {"backbon": 1}}])
 def test_a_description_that_is_not_of_a_run_is_refused(tmp_path, meta):
     described = {"sara": {}, "refine": None, "categories": []}

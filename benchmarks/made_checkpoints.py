@@ -1,6 +1,7 @@
 """Random checkpoints under each program's own names, spread so that scores and boxes differ.
 
-Written from the programs' name lists, not from the importer's rules.
+Written from the programs' name lists, not from the importer's rules: tests hold the importer against them,
+and `benchmarks.pretrained` shows with them what is done with the programs' own files.
 """
 
 import math
@@ -20,12 +21,14 @@ BENCHMARK_CELLS = (
 RAW = 1 / 70
 # Standard deviation of what the trunk's convolutions give.
 SMALL = 0.03
+# As many as the largest tensor of the trunks has.
+ZEROS = torch.zeros(2048 * 2048)
 
 
 class Draw:
     """Draws tensors in the order they are asked for: the same seed gives the same checkpoint.
 
-    Without a seed there are zeros that take no memory, for tests of names and shapes alone.
+    Without a seed there are zeros that share their memory, for tests of names and shapes alone.
     """
 
     def __init__(self, seed: int | None):
@@ -34,7 +37,7 @@ class Draw:
 
     def _drawn(self, how, shape: tuple[int, ...], factor: float, start: float) -> Tensor:
         if self.generator is None:
-            return torch.zeros(()).expand(shape)
+            return ZEROS[: math.prod(shape)].view(shape)
         return how(shape, generator=self.generator) * factor + start
 
     def normal(self, name: str, *shape: int, gain: float = 1.0) -> None:
@@ -104,25 +107,23 @@ def benchmark_checkpoint(
     return draw.tensors
 
 
-def spread_torchvision(model: torch.nn.Module, seed: int = 0) -> None:
-    """Fill torchvision's own model in place, by its own names."""
+def torchvision_checkpoint(seed: int | None = 0, classes=91, width=32) -> dict[str, Tensor]:
+    """Return a state dict of maskrcnn_resnet50_fpn under the names of the published file, the older ones."""
     draw = Draw(seed)
     _trunk(draw, "R50", False, _torchvision_names, stem_gain=1.0)
-    for name, tensor in model.state_dict().items():
-        if name in draw.tensors or name.endswith("num_batches_tracked"):
-            continue
-        if name.endswith("bias"):
-            draw.uniform(name, len(tensor), -0.1, 0.1)
-        else:
-            draw.normal(name, *tensor.shape, gain=_gain(name))
-    missing = model.load_state_dict(draw.tensors, strict=False)
-    assert not missing.unexpected_keys and all("num_batches" in key for key in missing.missing_keys)
-
-
-def _gain(name: str) -> float:
-    gains = {"inner_blocks": 0.5, "layer_blocks": 0.7, "rpn.head.bbox_pred": 0.5, "conv5_mask": 2.0}
-    gains |= {"cls_score": 2.0, "mask_fcn_logits": 2.0}
-    return next((gain for part, gain in gains.items() if part in name), 1.0)
+    for index in range(4):
+        draw.layer(f"backbone.fpn.inner_blocks.{index}", width, 256 * 2**index, 1, 1, gain=0.5)
+        draw.layer(f"backbone.fpn.layer_blocks.{index}", width, width, 3, 3, gain=0.7)
+    _rpn(draw, width, "rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred")
+    draw.layer("roi_heads.box_head.fc6", 2 * width, width * 49)
+    draw.layer("roi_heads.box_head.fc7", 2 * width, 2 * width)
+    draw.layer("roi_heads.box_predictor.cls_score", classes, 2 * width, gain=2.0)
+    draw.layer("roi_heads.box_predictor.bbox_pred", 4 * classes, 2 * width, gain=1.0)
+    for index in range(1, 5):
+        draw.layer(f"roi_heads.mask_head.mask_fcn{index}", width, width, 3, 3)
+    _deconv(draw, "roi_heads.mask_predictor.conv5_mask", width)
+    draw.layer("roi_heads.mask_predictor.mask_fcn_logits", classes, width, 1, 1, gain=2.0)
+    return draw.tensors
 
 
 def _trunk(draw: Draw, arch: str, dcn: bool, names, stem_gain: float = RAW) -> None:

@@ -1,0 +1,91 @@
+"""Back to the names of other programs, bit for bit."""
+
+import pytest
+import torch
+
+from configs.schema import Model
+from pipeline.importing.convert import recognise
+from pipeline.importing.detectron2_source import DETECTRON2
+from pipeline.importing.export import export_weights
+from pipeline.importing.files import read_checkpoint
+from pipeline.importing.importer import import_weights
+from pipeline.importing.maskrcnn_benchmark_source import MASKRCNN_BENCHMARK
+from pipeline.importing.source import STEM
+from pipeline.importing.torchvision_source import TORCHVISION
+from pipeline.importing.words import unlike
+from pipeline.network.weights import load_weights
+from shards.errors import BadInput
+from tests.pipeline.importing.made import checkpoint
+
+
+@pytest.mark.parametrize(
+    ("program", "target", "suffix"),
+    [
+        ("detectron2", "detectron2", "pkl"),
+        ("torchvision", "torchvision", "pth"),
+    ],
+)
+def test_there_and_back_is_bit_identical(program, target, suffix, request, tmp_path):
+    tensors = request.getfixturevalue(program)
+    torch.save({"model": tensors}, tmp_path / "in.pth")
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    import_weights(tmp_path / "in.pth", first)
+    export_weights(first, target, tmp_path / f"out.{suffix}")
+    back = read_checkpoint(tmp_path / f"out.{suffix}").tensors
+    if program == "detectron2":
+        assert back.keys() == tensors.keys()
+        assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+    import_weights(tmp_path / f"out.{suffix}", second)
+    ours, again = load_weights(first)[0], load_weights(second)[0]
+    assert ours.keys() == again.keys() and all(torch.equal(ours[name], again[name]) for name in ours)
+
+
+def test_what_a_program_has_no_place_for_is_not_exported(tmp_path, request):
+    from pipeline.network.weights import save_weights
+    from tests.pipeline.tiny import MODEL, tiny_refined
+
+    meta = {"format": 1, "model": MODEL.model_dump(mode="json", exclude={"weights"})}
+    save_weights(tmp_path / "refined", tiny_refined().state_dict(), meta)
+    with pytest.raises(BadInput, match=r"holds refine\.\S+, for which torchvision has no place"):
+        export_weights(tmp_path / "refined", "torchvision", tmp_path / "out.pth")
+    save_weights(tmp_path / "grouped", {}, meta)
+    with pytest.raises(BadInput, match=r"model\.norm=group"):
+        export_weights(tmp_path / "grouped", "detectron2", tmp_path / "out.pkl")
+    save_weights(tmp_path / "plain", {}, {"format": 1, "model": {}})
+    with pytest.raises(BadInput, match=r"torchvision reads \.pth"):
+        export_weights(tmp_path / "plain", "torchvision", tmp_path / "out.pkl")
+
+
+def stem_and_model(tensors, target, tmp_path):
+    """Return the stem that export writes, and the model it returns."""
+    torch.save({"model": tensors}, tmp_path / "in.pth")
+    import_weights(tmp_path / "in.pth", tmp_path / "ours.safetensors")
+    model = export_weights(tmp_path / "ours.safetensors", target, tmp_path / "out.pth")
+    written = read_checkpoint(tmp_path / "out.pth").tensors
+    return written[recognise(checkpoint(written)).names(STEM, False)[0]], model
+
+
+def test_another_programs_colours_and_pixels_become_the_targets(torchvision, benchmark, tmp_path):
+    """detectron2 reads BGR of 0..255, torchvision RGB of 0..1, whatever the weights came from."""
+    stem, model = stem_and_model(torchvision, "detectron2", tmp_path)
+    assert torch.equal(stem.flip(1), torchvision[STEM])
+    assert (model.profile.channels, model.profile.pixel_range) == ("bgr", 255)
+    assert model.profile.pixel_mean == (123.675, 116.28, 103.53)
+    assert model.profile.pixel_std == (58.395, 57.12, 57.375)
+    stem, model = stem_and_model(benchmark, "torchvision", tmp_path)
+    assert torch.equal(stem.flip(1), benchmark["backbone.body.stem.conv1.weight"])
+    assert (model.profile.channels, model.profile.pixel_range) == ("rgb", 1)
+    assert model.profile.pixel_mean == pytest.approx(
+        [x / 255 for x in (122.7717, 115.9465, 102.9801)], rel=1e-6
+    )
+    assert model.profile.pixel_std == pytest.approx([1 / 255] * 3, rel=1e-6)
+
+
+def test_what_the_target_computes_otherwise_is_named():
+    sources = {"detectron2": DETECTRON2, "torchvision": TORCHVISION, "benchmark": MASKRCNN_BENCHMARK}
+    models = {name: source.describe({}, Model()) for name, source in sources.items()}
+    others = unlike(models["benchmark"], DETECTRON2)
+    assert "legacy_boxes True (there False)" in others and "norm_eps 0.0 (there 1e-05)" in others
+    assert not any(rule.startswith(("name", "stride_in_1x1", "pixel_range", "channels")) for rule in others)
+    assert "stride_in_1x1 True (there False)" in unlike(models["benchmark"], TORCHVISION)
+    assert all(unlike(models[name], source) == [] for name, source in sources.items())
