@@ -51,12 +51,14 @@ def follow(job: Job) -> int:
 
 async def _show_log(job: Job) -> None:
     shown, patience = 0, _Patience(job)
-    while True:
+    # Ctrl-C cancels this task once; a client that makes a lost connection of it must not swallow it.
+    while not asyncio.current_task().cancelling():
         with patience:
             shown = await _show_rest(job, shown, patience)
             if job.client.get_job_info(job.name).status.is_terminal():
                 return
         await asyncio.sleep(POLL_S)
+    raise asyncio.CancelledError
 
 
 async def _show_rest(job: Job, shown: int, patience: "_Patience") -> int:

@@ -1,5 +1,7 @@
 """What `submit` sends, and that the job's exit code comes back."""
 
+import asyncio
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
@@ -131,6 +133,29 @@ class Late:
     def __call__(self, *args):
         self.calls += 1
         return None if self.calls == 1 else self.look(*args)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_ctrl_c_is_heard_by_a_client_that_makes_a_lost_connection_of_it(client, capsys, monkeypatch, told):
+    calls = []
+
+    async def logs(name):
+        calls.append(name)
+        if told:
+            yield "baseline: starting\n"
+        if len(calls) > 1:
+            client.end(name, JobStatus.SUCCEEDED, 0)
+            return
+        signal.raise_signal(signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RuntimeError("WebSocket connection closed unexpectedly") from None
+
+    monkeypatch.setattr(client, "tail_job_logs", logs)
+    monkeypatch.setattr(jobs.submission.follow, "_wants_stop", lambda job: True)
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == 130
+    assert client.stopped and "STOPPED" in capsys.readouterr().out
 
 
 def test_a_broken_connection_is_taken_up_again_and_nothing_is_shown_twice(client, capsys):
