@@ -169,7 +169,7 @@ def forward_floor(pyramid: bool) -> Callable[[Inputs, int], int]:
 
     def floor(x: Inputs, size: int) -> int:
         maps, boxes = (x.pyramid_last, x.boxes) if pyramid else (x.pyramid_last[:1], x.small)
-        return touched_bytes(maps, boxes) + pooled_bytes(x, size)
+        return touched_bytes(maps, boxes, size, aligned=not pyramid) + pooled_bytes(x, size)
 
     return floor
 
@@ -178,8 +178,10 @@ def backward_floor(with_mask: bool) -> Callable[[Inputs, int], int]:
     """Return what counts a backward's bytes: the output's gradient read, every input's written, once."""
 
     def floor(x: Inputs, size: int) -> int:
-        read = pooled_bytes(x, size) + (touched_bytes(x.pyramid_last[:1], x.small) if with_mask else 0)
-        return read + x.pyramid[0].nbytes + (x.masks.nbytes if with_mask else 0)
+        least = pooled_bytes(x, size) + x.pyramid[0].nbytes
+        if with_mask:
+            least += touched_bytes(x.pyramid_last[:1], x.small, size, aligned=True) + x.masks.nbytes
+        return least
 
     return floor
 

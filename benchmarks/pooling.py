@@ -120,14 +120,11 @@ def refuse_unless_equal(name: str, own: list[Tensor], theirs: list[Tensor]) -> N
             raise SystemExit(f"bench ops: ours and {name} differ by {error:.1e} of the norm")
 
 
-def touched_bytes(maps: list[Tensor], boxes: Tensor) -> int:
+def touched_bytes(maps: list[Tensor], boxes: Tensor, size: int, aligned: bool) -> int:
     """Return the bytes of the pixels that pooling reads: those that get a gradient."""
     probes = [torch.zeros_like(m[:, :1]).requires_grad_() for m in maps]
-    scales, levels = (
-        SCALES[: len(maps)],
-        None if len(maps) > 1 else torch.zeros(len(boxes), dtype=torch.int64),
+    pooled = multiscale_sa_roi_align(
+        probes, boxes, None, size, SCALES[: len(maps)], sampling_ratio=RATIO, aligned=aligned
     )
-    levels = None if levels is None else levels.to(boxes.device)
-    pooled = multiscale_sa_roi_align(probes, boxes, None, 7, scales, levels, sampling_ratio=RATIO)
     grads = torch.autograd.grad(pooled.sum(), probes)
     return sum(int((g != 0).sum()) for g in grads) * CHANNELS * maps[0].element_size()

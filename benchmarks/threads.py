@@ -5,8 +5,8 @@
 A large result is memory that the system has just handed out: it is cleared and mapped page by page when it is
 first written, by the system and not by the kernels, and torch gives it back as soon as the result is dropped.
 So every call is timed in three processes (MEMORIES below). With new memory: as it is. With kept memory: the C
-library keeps what is freed (glibc's variables), so that after the first call no page is new any more. With huge
-pages: torch asks for them (its own variable), where the system has any free.
+library keeps what is freed (glibc's variables), so that after the first call no page is new any more. With
+huge pages: torch asks for them (its own variable), where the system has any free.
 
 One thread and several alternate in one process; medians. `torch.zeros` is what a result's memory costs alone.
 """
