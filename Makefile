@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mrrcnn$(subst /,-,$(CURDIR))
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find ops/csrc -type f)
 
-.PHONY: demo test faults lint format clean
+.PHONY: demo test faults abi lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python -m jobs.cli demo $(ARGS)
@@ -18,6 +18,15 @@ test: $(STAMP)
 # Kills, torn files, full disks, dead servers: the whole takes hours on two cores; ARGS="elastic disk" a part.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults $(ARGS)
+
+# The operator's tests under another torch, with the libraries that lie in ops/: make abi TORCH=2.11.0
+ABI_VENV ?= .venv-torch-$(TORCH)
+abi:
+	$(if $(TORCH),,$(error name a version: make abi TORCH=2.11.0))
+	test -x $(ABI_VENV)/bin/python || $(PYTHON) -m venv $(ABI_VENV)
+	$(ABI_VENV)/bin/pip install --quiet torch==$(TORCH) torchvision numpy setuptools pytest hypothesis
+	$(ABI_VENV)/bin/python -c "from ops import backend_info as b; print(b()); assert b()['library']"
+	$(ABI_VENV)/bin/python -m pytest -q tests/ops $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -71,7 +71,8 @@ try:
 except ImportError:
     torch = None
 
-# The stable ABI: a library built here loads in torch 2.10 and later, under any Python.
+# The stable ABI: a library built here is made to load in torch 2.10 and later, under any Python.
+# docs/performance.md says which were tried; `make abi` tries another.
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-std=c++20", "-O3"]
 # Else every error message would hold the path of the folder that the library was built in.
 NAMELESS = f"-ffile-prefix-map={Path.cwd()}/="

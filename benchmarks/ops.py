@@ -2,9 +2,11 @@
 
     python -m benchmarks.ops [--device cpu] [--threads 1 2] [--repeats 10] [--out FILE.json]
 
-All contenders' numbers, gradients too, are compared in double precision before any is timed. Peers do less:
-torchvision's RoIAlign knows no mask. The composition is the exact equivalent of ours in PyTorch: RoIAlign
-with a sample a bin, times the resized mask, averaged. Peers get the layout that is best for them, NCHW.
+All contenders' numbers, gradients too, are compared in double precision before any is timed; and what our
+timed calls return, in their own type and with masks, is compared with the composition in double precision.
+Peers do less: torchvision's RoIAlign knows no mask. The composition is the exact equivalent of ours in
+PyTorch: RoIAlign with a sample a bin, times the resized mask, averaged. Peers get the layout that is best for
+them, NCHW.
 """
 
 import argparse
@@ -15,16 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.pooling import (
     NCHW,
     NHWC,
+    Exact,
     Inputs,
     check,
     composition,
     draw,
+    exact,
     our_pyramid,
     ours,
+    output_gradient,
+    refuse_unless_equal,
     torchvisions,
     torchvisions_pyramid,
     touched_bytes,
@@ -41,11 +48,12 @@ Calls = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: the calls to time, ours first, and the bytes that any of them must move."""
+    """A row of the table: the calls to time, ours first, what ours gives, and the bytes that it must move."""
 
     name: str
     size: int
     calls: Callable[[Inputs, int], Calls]
+    exact: Callable[[Exact], list[Tensor]]
     floor: Callable[[Inputs, int], int]
 
 
@@ -58,6 +66,7 @@ def main() -> int:
         return 2
     sets = [draw(device, seed) for seed in range(CUDA_SETS if device == "cuda" else 1)]
     check(sets[0], SIZES)
+    check_timed(sets[0], SIZES)
     host = machine(device)
     print(f"# {json.dumps(host)}", flush=True)
     rows = []
@@ -94,16 +103,28 @@ def why_not(device: str) -> str | None:
 def cases() -> list[Case]:
     """Return the rows, for both output sizes."""
     one_level, all_levels = forward_floor(pyramid=False), forward_floor(pyramid=True)
+    one, every = (lambda e: [e.pooled]), (lambda e: [e.pooled_pyramid])
+    to_features, to_both = (lambda e: [e.to_features]), (lambda e: [e.to_features, e.to_masks])
     kinds = {
-        "forward, channels_last": (forward(NHWC), one_level),
-        "forward, NCHW": (forward(NCHW), one_level),
-        "forward, bfloat16": (forward_bfloat16, lambda x, size: one_level(x, size) // 2),
-        "FPN forward, channels_last": (pyramid_forward(NHWC), all_levels),
-        "FPN forward, NCHW": (pyramid_forward(NCHW), all_levels),
-        "backward to features": (backward(with_mask=False), backward_floor(with_mask=False)),
-        "backward to features and mask": (backward(with_mask=True), backward_floor(with_mask=True)),
+        "forward, channels_last": (forward(NHWC), one, one_level),
+        "forward, NCHW": (forward(NCHW), one, one_level),
+        "forward, bfloat16": (forward_bfloat16, one, lambda x, size: one_level(x, size) // 2),
+        "FPN forward, channels_last": (pyramid_forward(NHWC), every, all_levels),
+        "FPN forward, NCHW": (pyramid_forward(NCHW), every, all_levels),
+        "backward to features": (backward(False), to_features, backward_floor(False)),
+        "backward to features and mask": (backward(True), to_both, backward_floor(True)),
     }
     return [Case(name, size, *functions) for name, functions in kinds.items() for size in SIZES]
+
+
+def check_timed(x: Inputs, sizes: tuple[int, ...]) -> None:
+    """Refuse to time what does not give, in its own type, what the composition gives in double precision."""
+    for size in sizes:
+        expected = exact(x, size)
+        for case in (one for one in cases() if one.size == size):
+            own = case.calls(x, size)["ours"]()
+            own = [own] if isinstance(own, Tensor) else list(own)
+            refuse_unless_equal(f"composition ({case.name})", own, case.exact(expected))
 
 
 def forward(layout: torch.memory_format) -> Callable[[Inputs, int], Calls]:
@@ -152,7 +173,7 @@ def backward(with_mask: bool) -> Callable[[Inputs, int], Calls]:
         masks = x.masks.detach().requires_grad_(with_mask)
         own = ours(last, x.small, masks, size)
         theirs, composed = torchvisions(first, x.small, size), composition(first, x.small, x.masks, size)
-        grad = torch.randn_like(theirs)
+        grad = output_gradient(x, size)
         grad_last = grad.contiguous(memory_format=NHWC)
         inputs = (last, masks) if with_mask else (last,)
         return {
@@ -169,7 +190,7 @@ def forward_floor(pyramid: bool) -> Callable[[Inputs, int], int]:
 
     def floor(x: Inputs, size: int) -> int:
         maps, boxes = (x.pyramid_last, x.boxes) if pyramid else (x.pyramid_last[:1], x.small)
-        return touched_bytes(maps, boxes) + pooled_bytes(x, size)
+        return touched_bytes(maps, boxes, size, aligned=not pyramid) + pooled_bytes(x, size)
 
     return floor
 
@@ -178,8 +199,10 @@ def backward_floor(with_mask: bool) -> Callable[[Inputs, int], int]:
     """Return what counts a backward's bytes: the output's gradient read, every input's written, once."""
 
     def floor(x: Inputs, size: int) -> int:
-        read = pooled_bytes(x, size) + (touched_bytes(x.pyramid_last[:1], x.small) if with_mask else 0)
-        return read + x.pyramid[0].nbytes + (x.masks.nbytes if with_mask else 0)
+        least = pooled_bytes(x, size) + x.pyramid[0].nbytes
+        if with_mask:
+            least += touched_bytes(x.pyramid_last[:1], x.small, size, aligned=True) + x.masks.nbytes
+        return least
 
     return floor
 

@@ -4,8 +4,9 @@
 
 A large result is memory that the system has just handed out: it is cleared and mapped page by page when it is
 first written, by the system and not by the kernels, and torch gives it back as soon as the result is dropped.
-So every call is timed twice. With new memory: as it is. With kept memory: in a process whose C library keeps
-what is freed (the variables of KEPT below, of glibc), where after the first call no page is new any more.
+So every call is timed in three processes (MEMORIES below). With new memory: as it is. With kept memory: the C
+library keeps what is freed (glibc's variables), so that after the first call no page is new any more. With
+huge pages: torch asks for them (its own variable), where the system has any free.
 
 One thread and several alternate in one process; medians. `torch.zeros` is what a result's memory costs alone.
 """
@@ -23,11 +24,15 @@ from benchmarks.ops import SIZES, cases, why_not
 from benchmarks.pooling import Inputs, draw
 from benchmarks.timing import alternate, machine
 
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+MEMORIES = {
+    "new": {},
+    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
+    "huge": {"THP_MEM_ALLOC_ENABLE": "1"},
+}
 
 
 def main() -> int:
-    """Print the table; write JSON if asked to. With --measure: be one of the two processes."""
+    """Print the table; write JSON if asked to. With --measure: be one of the processes."""
     arguments = parse()
     if problem := why_not("cpu"):
         print(f"benchmarks.threads: {problem}", file=sys.stderr)
@@ -37,12 +42,11 @@ def main() -> int:
         return 0
     host = machine("cpu")
     print(f"# {json.dumps(host)}", flush=True)
-    new, kept = (in_a_process(memory, arguments) for memory in ({}, KEPT))
-    rows = [{**row, "kept": other["ms"], "new": row.pop("ms")} for row, other in zip(new, kept, strict=True)]
+    rows = side_by_side({memory: in_a_process(memory, arguments) for memory in MEMORIES})
     for row in rows:
         print(line(row, arguments.threads))
     if arguments.out:
-        text = json.dumps({"machine": host, "kept": KEPT, "rows": rows}, indent=1)
+        text = json.dumps({"machine": host, "memories": MEMORIES, "rows": rows}, indent=1)
         arguments.out.write_text(text + "\n")
     return 0
 
@@ -57,9 +61,20 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_a_process(memory: dict[str, str], arguments: argparse.Namespace) -> list[dict]:
-    """Return the rows that a new process measures with these settings of the C library."""
-    environment = {name: value for name, value in os.environ.items() if name not in KEPT} | memory
+def side_by_side(measured: dict[str, list[dict]]) -> list[dict]:
+    """Return a row for every call: its name, and the milliseconds with each memory."""
+    rows = zip(*measured.values(), strict=True)
+    return [
+        {"call": of[0]["call"], **{memory: one["ms"] for memory, one in zip(measured, of, strict=True)}}
+        for of in rows
+    ]
+
+
+def in_a_process(memory: str, arguments: argparse.Namespace) -> list[dict]:
+    """Return the rows that a new process measures with this memory, and with no other's settings."""
+    settings = {name for variables in MEMORIES.values() for name in variables}
+    environment = {name: value for name, value in os.environ.items() if name not in settings}
+    environment |= MEMORIES[memory]
     command = [sys.executable, "-m", "benchmarks.threads", "--measure"]
     command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -94,7 +109,7 @@ def with_threads(count: int, call) -> None:
 def line(row: dict, threads: int) -> str:
     """Return a row of the table."""
     parts = []
-    for memory in ("new", "kept"):
+    for memory in MEMORIES:
         one, several = row[memory]["1"], row[memory][str(threads)]
         parts.append(f"{memory} memory {one:7.1f} ms, {threads} threads {one / several:4.2f}x")
     return f"{row['call']:38s} {' | '.join(parts)}"

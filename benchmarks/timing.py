@@ -74,6 +74,7 @@ def machine(device: str) -> dict[str, object]:
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "backend": info["backend"],

@@ -38,6 +38,7 @@ def load() -> None:
 def backend_info() -> dict:
     """Returns what runs the operator: keys backend, library, cuda_library, reason.
 
+    With MRRCNN_REFERENCE=1 in the environment no library is loaded, and the reference runs everything.
     A library that is older than the sources beside it is used all the same, and `reason` says so.
     `backend` is "cpu", "cpu+cuda" or "reference" ("cuda" if only that library is there); `library` and
     `cuda_library` are the paths of what was loaded, or None; `reason` says in one line why something that

@@ -60,7 +60,8 @@ def sa_roi_align(
         ValueError: An argument has the wrong shape, type, device or range.
         RuntimeError: A batch index is outside the batch. The compiled CUDA kernels cannot raise it without
             waiting for the GPU: there such a box pools to NaN, its mask's gradient is zeros, and features get
-            none from it.
+            none from it. Also where an image's map, a mask or a box's output has 2^31 numbers or more: the
+            compiled kernels refuse them.
 
     Source: Mask Refining R-CNN, Shape-aware RoIAlign, eq. (3)-(5), with eq. (5)'s H read as the height of the
     RoI in feature pixels: it is the only reading in which mask and RoI are aligned.
@@ -100,7 +101,8 @@ def multiscale_sa_roi_align(
 
     Raises:
         ValueError: An argument has the wrong shape, type, device or range.
-        RuntimeError: A batch index or a level is out of range; on CUDA NaN instead, as in `sa_roi_align`.
+        RuntimeError: A batch index or a level is out of range (on CUDA NaN instead), or numbers are too many,
+            as in `sa_roi_align`.
 
     Source: levels as in Feature Pyramid Networks, eq. (1); the rest as `sa_roi_align`.
     """

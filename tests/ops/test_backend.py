@@ -67,6 +67,20 @@ def test_a_broken_library_is_named_and_the_reference_serves(tmp_path):
     assert "_C_cpu.so does not load" in done.stderr
 
 
+@pytest.mark.parametrize(("cuda", "loaded"), [(None, False), ("13.0", True)])
+def test_the_cuda_library_is_loaded_only_where_torch_has_cuda(tmp_path, cuda, loaded):
+    """One that is linked with CUDA cannot load in a torch without it: no reason to warn."""
+    copy_of_ops(tmp_path)
+    (tmp_path / "ops" / "_C_cuda.so").write_bytes(b"not a library")
+    done = run_python(
+        "-c", f"import torch\ntorch.version.cuda = {cuda!r}\n{REPORT}", cwd=tmp_path, MRRCNN_REFERENCE="0"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'cuda_library': None" in done.stdout
+    assert ("_C_cuda.so does not load" in done.stderr) == loaded
+    assert ("_C_cuda.so" in done.stdout + done.stderr) == loaded
+
+
 @pytest.mark.skipif(not (ROOT / "ops" / "_C_cpu.so").exists(), reason="no compiled CPU library")
 @pytest.mark.parametrize(
     ("changed", "stale"), [(None, False), ("geometry.h", True), ("cuda/turn.cuh", False)]
@@ -87,11 +101,10 @@ def test_a_library_older_than_its_sources_is_named(tmp_path, changed, stale):
 
 
 def test_the_reference_passes_the_operators_tests():
-    """Whoever has no compiler runs the very same operator: same numbers, gradients, checks, torch.compile."""
-    files = [
-        f"tests/ops/test_{name}.py" for name in ("oracles", "gradients", "precision", "inputs", "torch_op")
-    ]
-    unlike = "not [reference and not wrong and not layout_of_features"
+    """Whoever has no compiler runs the very same operator: numbers, gradients, layouts, torch.compile."""
+    names = ("oracles", "gradients", "precision", "inputs", "torch_op", "torchvision")
+    files = [f"tests/ops/test_{name}.py" for name in names]
+    unlike = "not [reference and not wrong"  # those never reach the operator
     done = run_python("-m", "pytest", "-q", "-x", "-k", unlike, *files, MRRCNN_REFERENCE="1")
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout

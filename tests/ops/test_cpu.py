@@ -121,22 +121,42 @@ def test_instruction_set_changes_no_bit():
     assert plain.stdout == best.stdout
 
 
+def huge(*shape):
+    """Zeros of that shape that need no memory."""
+    return torch.zeros(1).expand(shape)
+
+
 LIMITS = {
-    "output size": {"pooled_w": 2**15},
-    "output size must be": {"pooled_h": 2**32 + 7},
+    "output size must be": {"pooled_w": 2**15},
+    "the output size must be 1 to 32767 bins": {"pooled_h": 2**32 + 7},
     "sampling_ratio": {"sampling_ratio": 2**32 + 2},
     "prob_mode": {"prob_mode": 2},
+    "one image's feature map has more than 2": {"features": [huge(1, 1, 2**16, 2**16)]},
+    "one image's feature map has more": {"features": [huge(1, 2**15, 2**8, 2**8)]},
+    "one RoI's output has more than 2": {
+        "features": [huge(1, 3, 1, 1)],
+        "pooled_h": 32767,
+        "pooled_w": 32767,
+    },
+    "a mask has more than 2": {"prob": huge(43, 2**16, 2**15)},
 }
 
 
 @pytest.mark.parametrize("message", LIMITS)
 def test_the_kernels_refuse_what_their_integers_cannot_hold(message):
     """Also without the checks in Python; and no message tells where the library was built."""
-    feature = torch.zeros(2, 1, 33, 47)
-    usual = {"pooled_h": 7, "pooled_w": 7, "sampling_ratio": 2, "aligned": False, "prob_mode": 0}
-    settings = {**usual, **LIMITS[message]}
+    usual = {
+        "features": [torch.zeros(2, 1, 33, 47)],
+        "rois": rois(),
+        "prob": None,
+        "level": None,
+        "spatial_scales": [0.25],
+        "pooled_h": 7,
+        "pooled_w": 7,
+        "sampling_ratio": 2,
+        "aligned": False,
+        "prob_mode": 0,
+    }
     with pytest.raises(RuntimeError, match=message) as caught:
-        torch.ops.mrrcnn.sa_roi_align(
-            [feature], rois(), None, None, [0.25], **{**settings, **LIMITS[message]}
-        )
+        torch.ops.mrrcnn.sa_roi_align(**{**usual, **LIMITS[message]})
     assert str(ROOT) not in str(caught.value)
