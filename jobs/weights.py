@@ -38,12 +38,13 @@ def export_file(checkpoint: Path, target: str, out: Path) -> None:
     if not out.parent.is_dir():
         raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
     from pipeline.importing.export import TARGETS, export_weights
-    from pipeline.importing.words import profile_in_words, unlike
+    from pipeline.importing.words import profile_in_words, to_build, unlike
 
     model = export_weights(checkpoint, target, out)
     say(f"{out}: Mask R-CNN under {target}'s names; the weights are made for these rules:")
     for line in profile_in_words(model):
         say(f"  {line}")
+    say(f"{target} needs {to_build(model, TARGETS[target], 0)}")
     others = unlike(model, TARGETS[target])
     if others:
         say(

@@ -31,8 +31,8 @@ def export_weights(path: str | Path, target: str, out: str | Path) -> Model:
     they were written, and mean and std in the target's units.
 
     Raises:
-        BadInput: no weights file of ours, a refining module in it, norms that are not frozen, or a suffix
-            that the target does not read.
+        BadInput: no weights file of ours, a refining module in it, norms that are not frozen, a deformable
+            trunk for torchvision, or a suffix that the target does not read.
     """
     tensors, meta = load_weights(path)
     model, source, out = Model(**meta["model"]), TARGETS[target], Path(out)
@@ -55,6 +55,11 @@ def _check(tensors: dict[str, Tensor], model: Model, path: str | Path, target: s
         )
     if model.norm != "frozen_bn":
         raise BadInput(f"{path}: model.norm={model.norm}, but {target}'s model has frozen batch norms")
+    if model.backbone.endswith("_dcn") and target == "torchvision":
+        raise BadInput(
+            f"{path}: model.backbone={model.backbone}, but torchvision has no deformable Mask R-CNN; "
+            "export it with --to detectron2"
+        )
     if out.suffix not in SUFFIXES[target]:
         raise BadInput(f"--out {out}: {target} reads {' or '.join(SUFFIXES[target])}; give it that ending")
 

@@ -24,6 +24,11 @@ SCORES = {
     "logit": "logit",
     "sigmoid": "probability",
 }
+# The keys of Model that change what the same tensors give, and the form of the box loss.
+RULES = (
+    "norm_eps", "stride_in_1x1", "fpn_channels", "box_head_dim", "mask_head_channels", "anchor_sizes",
+    "min_size", "max_size", "rpn_pre_nms_test", "rpn_post_nms_test", "box_beta",
+)  # fmt: skip
 
 
 def profile_in_words(model: Model) -> list[str]:
@@ -61,11 +66,27 @@ def profile_in_words(model: Model) -> list[str]:
 
 def unlike(model: Model, source: Source) -> list[str]:
     """Return the rules that a program does not compute by unless it is told to, each with its own."""
-    theirs = source.describe({}, model)
-    keys = ("stride_in_1x1", "norm_eps", "box_beta")
-    rules = [(key, getattr(model, key), getattr(theirs, key)) for key in keys]
+    theirs = source.describe({}, Model(backbone=model.backbone))
+    rules = [(key, getattr(model, key), getattr(theirs, key)) for key in RULES]
     rules += [(key, value, getattr(theirs.profile, key)) for key, value in model.profile if key != "name"]
     return [f"{key} {ours} (there {own})" for key, ours, own in rules if ours != own]
+
+
+def to_build(model: Model, source: Source, classes: int) -> str:
+    """Return what has to be said to a program for a model that the weights fit: K `classes`, colours, norms."""
+    p = model.profile
+    if source.name == "torchvision":
+        return (
+            f"norms with eps {model.norm_eps:g}: build with FrozenBatchNorm2d, eps {model.norm_eps:g} (its own "
+            "maskrcnn_resnet50_fpn has BatchNorm2d of eps 1e-05 unless it fetches weights): "
+            f'MaskRCNN(resnet_fpn_backbone(backbone_name="{model.backbone}", weights=None, '
+            f"norm_layer=partial(FrozenBatchNorm2d, eps={model.norm_eps})), num_classes={classes + 1})"
+        )
+    turn = 1 if p.channels == "rgb" else -1
+    return (
+        f"MODEL.ROI_HEADS.NUM_CLASSES {classes} INPUT.FORMAT {p.channels.upper()} "
+        f"MODEL.PIXEL_MEAN [{_list(p.pixel_mean[::turn])}] MODEL.PIXEL_STD [{_list(p.pixel_std[::turn])}]"
+    )
 
 
 def summary(found: Imported) -> list[str]:

@@ -1,7 +1,12 @@
 """Back to the names of other programs, bit for bit."""
 
+from functools import partial
+
 import pytest
 import torch
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
 from configs.schema import Model
 from pipeline.importing.convert import recognise
@@ -12,10 +17,19 @@ from pipeline.importing.importer import import_weights
 from pipeline.importing.maskrcnn_benchmark_source import MASKRCNN_BENCHMARK
 from pipeline.importing.source import STEM
 from pipeline.importing.torchvision_source import TORCHVISION
-from pipeline.importing.words import unlike
+from pipeline.importing.words import to_build, unlike
+from pipeline.model import load_model
 from pipeline.network.weights import load_weights
 from shards.errors import BadInput
 from tests.pipeline.importing.made import checkpoint
+
+# What the command names of torchvision.
+NAMED = {
+    "MaskRCNN": MaskRCNN,
+    "resnet_fpn_backbone": resnet_fpn_backbone,
+    "partial": partial,
+    "FrozenBatchNorm2d": FrozenBatchNorm2d,
+}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +65,10 @@ def test_what_a_program_has_no_place_for_is_not_exported(tmp_path, request):
     save_weights(tmp_path / "grouped", {}, meta)
     with pytest.raises(BadInput, match=r"model\.norm=group"):
         export_weights(tmp_path / "grouped", "detectron2", tmp_path / "out.pkl")
+    deformable = {"format": 1, "model": {"backbone": "resnet101_dcn"}}
+    save_weights(tmp_path / "deformable", {}, deformable)
+    with pytest.raises(BadInput, match=r"resnet101_dcn, but torchvision has no deformable Mask R-CNN"):
+        export_weights(tmp_path / "deformable", "torchvision", tmp_path / "out.pth")
     save_weights(tmp_path / "plain", {}, {"format": 1, "model": {}})
     with pytest.raises(BadInput, match=r"torchvision reads \.pth"):
         export_weights(tmp_path / "plain", "torchvision", tmp_path / "out.pkl")
@@ -89,3 +107,33 @@ def test_what_the_target_computes_otherwise_is_named():
     assert not any(rule.startswith(("name", "stride_in_1x1", "pixel_range", "channels")) for rule in others)
     assert "stride_in_1x1 True (there False)" in unlike(models["benchmark"], TORCHVISION)
     assert all(unlike(models[name], source) == [] for name, source in sources.items())
+    # The model itself says nothing of what the target's own would be.
+    small = {"anchor_sizes": (16, 32, 64, 128, 256), "min_size": 640, "rpn_post_nms_test": 300}
+    for name in ("detectron2", "torchvision"):
+        named = [rule.split()[0] for rule in unlike(models[name].model_copy(update=small), sources[name])]
+        assert named == list(small)
+
+
+def test_torchvision_builds_as_the_command_says_and_computes_the_same(torchvision, tmp_path):
+    """Its own builder would take BatchNorm2d with another eps, and load the same file without a word."""
+    torch.save(torchvision, tmp_path / "in.pth")
+    import_weights(tmp_path / "in.pth", tmp_path / "ours.safetensors")
+    model = export_weights(tmp_path / "ours.safetensors", "torchvision", tmp_path / "out.pth")
+    told = to_build(model, TORCHVISION, 90)
+    assert "norms with eps 0: build with FrozenBatchNorm2d, eps 0" in told
+    with torch.device("meta"):
+        theirs = eval(told.partition("): ")[2], dict(NAMED))
+    stored = torch.load(tmp_path / "out.pth")
+    trunk = theirs.backbone.body
+    trunk.load_state_dict(
+        {k.removeprefix("backbone.body."): v for k, v in stored.items() if k.startswith("backbone.body.")},
+        assign=True,
+    )
+    image = torch.rand(1, 3, 64, 64)
+    ours = load_model(tmp_path / "ours.safetensors").backbone.body
+    with torch.inference_mode():
+        pairs = zip(ours(image).values(), trunk.eval()(image).values(), strict=True)
+        assert all(
+            torch.allclose(one, other, rtol=1e-4, atol=1e-4 * other.abs().max()) for one, other in pairs
+        )
+    assert theirs.roi_heads.box_predictor.cls_score.out_features == 91
