@@ -1,6 +1,8 @@
 """Back from a weights file of ours to the names of torchvision or detectron2."""
 
+import json
 import pickle
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import Category, numbered_categories
 from pipeline.importing.detectron2_source import DETECTRON2
-from pipeline.importing.source import Source, to_theirs
+from pipeline.importing.source import SCORES, Source, to_theirs
 from pipeline.importing.torchvision_source import TORCHVISION
 from pipeline.network.weights import load_weights
 from shards.errors import BadInput
@@ -22,13 +25,31 @@ SUFFIXES = {"torchvision": (".pth",), "detectron2": (".pth", ".pkl")}
 REFINING = "refine."
 
 
-def export_weights(path: str | Path, target: str, out: str | Path) -> Model:
-    """Write a weights file's Mask R-CNN for another program and return its model, whose rules that one needs.
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        model: whose rules the target has to compute by; colours are as they were written, mean and std in
+            the target's units.
+        categories: of the class rows, in their order; the background's row is none of them.
+        first_row: the row of the first of them; the background is before it, or last.
+        listing: the JSON file beside the weights that lists the categories.
+    """
+
+    model: Model
+    categories: list[Category]
+    first_row: int
+    listing: Path
+
+
+def export_weights(path: str | Path, target: str, out: str | Path) -> Exported:
+    """Write a weights file's Mask R-CNN for another program, and beside it what its class rows stand for.
 
     torchvision: a state dict for `load_state_dict` (.pth). detectron2: its own format (.pkl), or {"model":
-    state dict} (.pth). Values are copied bit for bit; classes take the target's order. So do colours, unless
-    the weights came from the target: then they stand as they came. The profile returned has the colours as
-    they were written, and mean and std in the target's units.
+    state dict} (.pth). Values are copied bit for bit. There are as many classes as before, in the same order;
+    only the background goes where the target has it. Colours take the target's order, unless the weights
+    came from the target: then they stand as they came.
 
     Raises:
         BadInput: no weights file of ours, a refining module in it, norms that are not frozen, a deformable
@@ -44,7 +65,10 @@ def export_weights(path: str | Path, target: str, out: str | Path) -> Model:
         for name, tensor in tensors.items()
     }
     write_atomic(out, _pickled(theirs) if out.suffix == ".pkl" else _saved(theirs, target))
-    return model
+    categories = meta.get("categories") or numbered_categories(len(tensors[SCORES[0]]) - 1)
+    listing = out.with_suffix(".categories.json")
+    write_atomic(listing, json.dumps(categories, indent=1).encode())
+    return Exported(model, categories, 0 if source.background_last else 1, listing)
 
 
 def _check(tensors: dict[str, Tensor], model: Model, path: str | Path, target: str, out: Path) -> None:

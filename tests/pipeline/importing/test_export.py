@@ -9,15 +9,16 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from configs.schema import Model
+from pipeline.importing.categories import read_categories
 from pipeline.importing.convert import recognise
 from pipeline.importing.detectron2_source import DETECTRON2
-from pipeline.importing.export import export_weights
+from pipeline.importing.export import TARGETS, export_weights
 from pipeline.importing.files import read_checkpoint
 from pipeline.importing.importer import import_weights
 from pipeline.importing.maskrcnn_benchmark_source import MASKRCNN_BENCHMARK
-from pipeline.importing.source import STEM
+from pipeline.importing.source import SCORES, STEM
 from pipeline.importing.torchvision_source import TORCHVISION
-from pipeline.importing.words import to_build, unlike
+from pipeline.importing.words import rows_in_words, to_build, unlike
 from pipeline.model import load_model
 from pipeline.network.weights import load_weights
 from shards.errors import BadInput
@@ -78,7 +79,7 @@ def stem_and_model(tensors, target, tmp_path):
     """Return the stem that export writes, and the model it returns."""
     torch.save({"model": tensors}, tmp_path / "in.pth")
     import_weights(tmp_path / "in.pth", tmp_path / "ours.safetensors")
-    model = export_weights(tmp_path / "ours.safetensors", target, tmp_path / "out.pth")
+    model = export_weights(tmp_path / "ours.safetensors", target, tmp_path / "out.pth").model
     written = read_checkpoint(tmp_path / "out.pth").tensors
     return written[recognise(checkpoint(written)).names(STEM, False)[0]], model
 
@@ -97,6 +98,33 @@ def test_another_programs_colours_and_pixels_become_the_targets(torchvision, ben
         [x / 255 for x in (122.7717, 115.9465, 102.9801)], rel=1e-6
     )
     assert model.profile.pixel_std == pytest.approx([1 / 255] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("program", "target", "classes", "first_row"),
+    [("benchmark", "torchvision", 80, 1), ("torchvision", "detectron2", 90, 0)],
+)
+def test_what_the_class_rows_stand_for_goes_along(program, target, classes, first_row, request, tmp_path):
+    """Rows are as many as they were, not as in the target's COCO models: the listing says what they are."""
+    torch.save({"model": request.getfixturevalue(program)}, tmp_path / "in.pth")
+    import_weights(tmp_path / "in.pth", tmp_path / "ours.safetensors")
+    done = export_weights(tmp_path / "ours.safetensors", target, tmp_path / "out.pth")
+    rows = read_checkpoint(tmp_path / "out.pth").tensors[TARGETS[target].names(SCORES[0], False)[0]]
+    assert (len(rows), len(done.categories), done.first_row) == (classes + 1, classes, first_row)
+    with pytest.raises(BadInput, match=f"has {classes + 1} classes with background"):
+        import_weights(tmp_path / "out.pth", tmp_path / "again.safetensors")
+    listed = read_categories(done.listing)
+    import_weights(tmp_path / "out.pth", tmp_path / "again.safetensors", listed, keep_classes=True)
+    ours, again = (load_weights(tmp_path / f"{name}.safetensors") for name in ("ours", "again"))
+    assert again[1]["categories"] == ours[1]["categories"] == done.categories
+    names = [name for name in SCORES if torch.equal(ours[0][name], again[0][name])]
+    assert names == list(SCORES)
+    told = rows_in_words(done.categories, done.first_row)
+    assert told.startswith(f"{classes} classes: row {first_row} = 1 person, row {first_row + 1} = 2 bicycle")
+    assert told.endswith(f"background is row {0 if first_row else classes}")
+    assert (f"num_classes={classes + 1}" if first_row else f"NUM_CLASSES {classes} ") in to_build(
+        done.model, TARGETS[target], classes
+    )
 
 
 def test_what_the_target_computes_otherwise_is_named():
@@ -118,7 +146,7 @@ def test_torchvision_builds_as_the_command_says_and_computes_the_same(torchvisio
     """Its own builder would take BatchNorm2d with another eps, and load the same file without a word."""
     torch.save(torchvision, tmp_path / "in.pth")
     import_weights(tmp_path / "in.pth", tmp_path / "ours.safetensors")
-    model = export_weights(tmp_path / "ours.safetensors", "torchvision", tmp_path / "out.pth")
+    model = export_weights(tmp_path / "ours.safetensors", "torchvision", tmp_path / "out.pth").model
     told = to_build(model, TORCHVISION, 90)
     assert "norms with eps 0: build with FrozenBatchNorm2d, eps 0" in told
     with torch.device("meta"):
