@@ -49,7 +49,7 @@ def export_weights(path: str | Path, target: str, out: str | Path) -> Exported:
     torchvision: a state dict for `load_state_dict` (.pth). detectron2: its own format (.pkl), or {"model":
     state dict} (.pth). Values are copied bit for bit. There are as many classes as before, in the same order;
     only the background goes where the target has it. Colours take the target's order, unless the weights
-    came from the target: then they stand as they came.
+    came from the target: then they stand as they came. detectron2's files get the mean and std of the pixels.
 
     Raises:
         BadInput: no weights file of ours, a refining module in it, norms that are not frozen, a deformable
@@ -64,6 +64,7 @@ def export_weights(path: str | Path, target: str, out: str | Path) -> Exported:
         source.names(name, deformable)[0]: to_theirs(name, tensor, source, model.profile).contiguous()
         for name, tensor in tensors.items()
     }
+    theirs |= _statistics(model.profile, source)
     write_atomic(out, _pickled(theirs) if out.suffix == ".pkl" else _saved(theirs, target))
     categories = meta.get("categories") or numbered_categories(len(tensors[SCORES[0]]) - 1)
     listing = out.with_suffix(".categories.json")
@@ -97,6 +98,12 @@ def _as_configured(profile: SourceProfile, source: Source) -> SourceProfile:
         for key in ("pixel_mean", "pixel_std")
     }
     return profile.model_copy(update={"channels": source.profile.channels, "pixel_range": white, **pixels})
+
+
+def _statistics(profile: SourceProfile, source: Source) -> dict[str, Tensor]:
+    turn = 1 if profile.channels == "rgb" else -1
+    # As the buffers that detectron2 has of them.
+    return {key: torch.tensor(getattr(profile, key)[::turn]).view(3, 1, 1) for key in source.statistics}
 
 
 def _saved(theirs: dict[str, Tensor], target: str) -> bytes:

@@ -48,11 +48,32 @@ def test_there_and_back_is_bit_identical(program, target, suffix, request, tmp_p
     export_weights(first, target, tmp_path / f"out.{suffix}")
     back = read_checkpoint(tmp_path / f"out.{suffix}").tensors
     if program == "detectron2":
-        assert back.keys() == tensors.keys()
+        assert back.keys() == tensors.keys() | {"pixel_mean", "pixel_std"}
         assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
     import_weights(tmp_path / f"out.{suffix}", second)
-    ours, again = load_weights(first)[0], load_weights(second)[0]
+    (ours, meta), (again, other) = load_weights(first), load_weights(second)
     assert ours.keys() == again.keys() and all(torch.equal(ours[name], again[name]) for name in ours)
+    assert meta["model"] == other["model"] and meta["categories"] == other["categories"]
+
+
+@pytest.mark.parametrize("channels", ["bgr", "rgb"])
+def test_own_pixel_statistics_come_back(channels, detectron2, tmp_path):
+    pixels = {
+        "pixel_mean": torch.tensor([90.5, 100.25, 110.1]).view(3, 1, 1),
+        "pixel_std": torch.tensor([50.1, 51.2, 52.3]).view(3, 1, 1),
+    }
+    torch.save({"model": {**detectron2, **pixels}}, tmp_path / "in.pth")
+
+    def adjust(model):
+        return model.model_copy(update={"profile": model.profile.model_copy(update={"channels": channels})})
+
+    import_weights(tmp_path / "in.pth", tmp_path / "1", adjust=adjust)
+    export_weights(tmp_path / "1", "detectron2", tmp_path / "out.pkl")
+    back = read_checkpoint(tmp_path / "out.pkl").tensors
+    assert all(torch.equal(back[key], value) for key, value in pixels.items())
+    import_weights(tmp_path / "out.pkl", tmp_path / "2", adjust=adjust)
+    models = [load_weights(tmp_path / name)[1]["model"] for name in "12"]
+    assert models[0] == models[1] and 90.5 in models[1]["profile"]["pixel_mean"]
 
 
 def test_what_a_program_has_no_place_for_is_not_exported(tmp_path, request):
