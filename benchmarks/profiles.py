@@ -2,13 +2,13 @@
 
     python -m benchmarks.profiles [--repeats 5] [--size 800]
 
-A random ResNet-50 on one image, its norms folded as `load_model` folds them; shares are of the processor time
-of the whole detection. `rules` is spent in the small functions that look at the profile: clipping, limits,
-levels, rescaling, sizes; the exit code is 1 where that is more than 2 %. `instead` is spent where a profile
-chooses the way of doing what every Mask R-CNN does: resizing, anchors, suppression. A model without profiles has
-its one way there, so this is no cost of obeying; it is shown because a program's way may be a dear one. `peer` is
-the whole detection over that of torchvision's own model with the same tensors, whose norms are not folded;
-torchvision's profile alone does the same work.
+A random ResNet-50 on one image, its norms folded as `load_model` folds them; shares are of the processor
+time of the whole detection. `rules` is spent in the small functions that look at the profile: clipping,
+limits, levels, rescaling, sizes; the exit code is 1 where that is more than 2 %. `instead` is spent where a
+profile chooses the way of doing what every Mask R-CNN does: resizing, anchors, suppression. A model without
+profiles has its one way there, so this is no cost of obeying; it is shown because a program's way may be a
+dear one. `peer` is the whole detection over that of torchvision's own model with the same tensors, whose
+norms are not folded; torchvision's profile alone does the same work.
 """
 
 import argparse
