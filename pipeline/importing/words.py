@@ -20,7 +20,7 @@ ANCHORS = {
 }
 STRIDES = {"grid": "the padded side over the map's", "fixed": "4, 8, 16, 32, 64"}
 SCORES = {
-    "sigmoid_late": "logit before NMS, probability in it",
+    "sigmoid_late": "the logit when each level's best are taken, the probability in NMS",
     "logit": "logit",
     "sigmoid": "probability",
 }

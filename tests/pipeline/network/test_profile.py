@@ -15,6 +15,7 @@ from configs.profile import SourceProfile
 from configs.schema import Model, Test
 from pipeline.importing.detectron2_source import PROFILE as DETECTRON2
 from pipeline.importing.maskrcnn_benchmark_source import PROFILE as BENCHMARK
+from pipeline.importing.torchvision_source import PROFILE as TORCHVISION
 from pipeline.network.anchors import Anchors, cell_anchors
 from pipeline.network.boxes import at_least_a_pixel, clip_boxes, image_limits, last_pixels, rescale_boxes
 from pipeline.network.detections import Detections, select_detections
@@ -178,6 +179,16 @@ def test_anchors_outside_of_the_image_are_not_trained_on_where_they_straddle(str
     targets = [{"boxes": torch.tensor([[5.0, 5, 20, 20]]), "labels": torch.tensor([1]), "position": 0}]
     losses = rpn._losses([anchors], torch.zeros(4), torch.zeros(4, 4), [(96, 96)], targets, 0)
     assert [count.item() for _, count in losses.values()] == [trained_on, trained_on]
+
+
+@pytest.mark.parametrize(("profile", "loss"), [(TORCHVISION, 0.2), (DETECTRON2, 0.2), (BENCHMARK, 0.045)])
+def test_the_rpns_box_loss_turns_linear_where_the_program_of_the_weights_had_it(profile, loss):
+    """Four deltas off by 0.05: L1 gives 0.2, smooth L1 of beta 1/9 half the square times 9."""
+    rpn = build_rpn(MODEL.model_copy(update={"profile": profile}))
+    box = torch.tensor([[5.0, 5, 20, 20]])
+    targets = [{"boxes": box, "labels": torch.tensor([1]), "position": 0}]
+    losses = rpn._losses([box], torch.zeros(1), torch.full((1, 4), 0.05), [(96, 96)], targets, 0)
+    assert losses["loss_rpn_box_reg"][0].item() == pytest.approx(loss, rel=1e-4)
 
 
 def proposals_of(profile, boxes, logits, levels, size=(96, 96)):
