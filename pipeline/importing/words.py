@@ -85,7 +85,7 @@ def to_build(model: Model, source: Source, classes: int) -> str:
     turn = 1 if p.channels == "rgb" else -1
     return (
         f"MODEL.ROI_HEADS.NUM_CLASSES {classes} INPUT.FORMAT {p.channels.upper()} "
-        f"MODEL.PIXEL_MEAN [{_list(p.pixel_mean[::turn])}] MODEL.PIXEL_STD [{_list(p.pixel_std[::turn])}]"
+        f'MODEL.PIXEL_MEAN "[{_list(p.pixel_mean[::turn])}]" MODEL.PIXEL_STD "[{_list(p.pixel_std[::turn])}]"'
     )
 
 
