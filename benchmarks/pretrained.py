@@ -4,11 +4,13 @@
 
 COCO holds `annotations/instances_val2017.json` and `val2017/`; SCRATCH is made. The checkpoints are random,
 under each program's own names and with COCO's classes: what is shown is that every step runs from each format
-and that the bits come back, not an AP. The exit code is 1 where a step fails or bits differ.
+and that the bits come back, not an AP. The exit code is 1 where a step fails, nothing
+is detected, the loss is no number, or what comes back differs.
 """
 
 import argparse
 import json
+import math
 import os
 import pickle
 import shlex
@@ -76,6 +78,8 @@ def walk(program: str, folder: Path) -> bool:
     mrrcnn(folder, f"evaluate {ours} --shards shards --out {program}-val")
     detections = json.loads((folder / f"{program}-val" / "coco_results.json").read_text())
     print(f"  {len(detections)} detections on {len({found['image_id'] for found in detections})} images")
+    if not detections:
+        sys.exit(f"{ours}: no detections, where random weights give 100 an image")
     run = f"{program}-run"
     mrrcnn(
         folder,
@@ -83,20 +87,26 @@ def walk(program: str, folder: Path) -> bool:
     )
     last = json.loads((folder / run / "refine" / "metrics.jsonl").read_text().splitlines()[-1])
     print(f"  loss at step {last['step']} of refining: {last['loss']:.2f}")
+    if not math.isfinite(last["loss"]):
+        sys.exit(f"{run}: the loss is {last['loss']}")
     return program not in TARGETS or there_and_back(
         program, folder / ours, f"{program}-back{Path(file).suffix}"
     )
 
 
 def there_and_back(program: str, ours: Path, theirs: str) -> bool:
-    """Export a weights file, import that, and return whether all tensors have the same bits."""
+    """Export a weights file, import that, and return whether bits and profile are the same."""
     again = f"{program}-again.safetensors"
     mrrcnn(ours.parent, f"export-weights {ours.name} --to {program} --out {theirs}")
     mrrcnn(ours.parent, f"import-weights {theirs} --out {again} $SIZE")
-    one, other = load_weights(ours)[0], load_weights(ours.parent / again)[0]
+    (one, meta), (other, later) = load_weights(ours), load_weights(ours.parent / again)
     same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    print(f"  {len(one)} tensors, {'the same bits' if same else 'OTHER BITS'}")
-    return same
+    alike = meta["model"] == later["model"]
+    print(
+        f"  {len(one)} tensors, {'the same bits' if same else 'OTHER BITS'}; "
+        f"{'the same' if alike else 'ANOTHER'} profile"
+    )
+    return same and alike
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ STAGES = ("baseline", "refine")
 def scale_schedules(config: Config, given: Iterable[str] = ()) -> tuple[Config, list[str]]:
     """Return a config whose schedules fit their batch, and a line on each of them that says how.
 
-    With batch b for a reference batch r: lr * b/r; iters, steps and warmup * r/b, rounded. Schedules without
-    a reference batch stay as they are, and say nothing.
+    With batch b for a reference batch r: lr * b/r; iters, steps and warmup * r/b, rounded; one step at least
+    stays of any. Schedules without a reference batch stay as they are, and say nothing.
 
     Args:
         config: as read from the file.
@@ -31,7 +31,7 @@ def _scaled(schedule: Schedule, kept: set[str]) -> Schedule:
     longer = schedule.reference_batch / schedule.batch
     values = {
         "lr": schedule.lr / longer,
-        "iters": round(schedule.iters * longer),
+        "iters": max(1, round(schedule.iters * longer)) if schedule.iters else 0,
         "steps": tuple(max(1, round(step * longer)) for step in schedule.steps),
         "warmup": round(schedule.warmup * longer),
     }
@@ -41,7 +41,9 @@ def _scaled(schedule: Schedule, kept: set[str]) -> Schedule:
 
 def _line(stage: str, before: Schedule, after: Schedule, kept: set[str]) -> str:
     if after.iters == 0:
-        return f"train.{stage}: no steps; model.weights is taken as it is"
+        return f"train.{stage}: no steps" + (
+            "; model.weights is taken as it is" if stage == "baseline" else ""
+        )
     drops = ", ".join(map(str, after.steps)) or "none"
     text = (
         f"train.{stage}: global batch {after.batch}, lr {after.lr:g}, {after.iters} steps, drops at {drops}, "

@@ -35,16 +35,18 @@ def import_file(
 
 def export_file(checkpoint: Path, target: str, out: Path) -> None:
     """Export a weights file and say by which rules the target has to compute."""
-    if not out.parent.is_dir():
-        raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
+    _check_folder(out)
     from pipeline.importing.export import TARGETS, export_weights
-    from pipeline.importing.words import profile_in_words, unlike
+    from pipeline.importing.words import profile_in_words, rows_in_words, to_build, unlike
 
-    model = export_weights(checkpoint, target, out)
+    found, source = export_weights(checkpoint, target, out), TARGETS[target]
     say(f"{out}: Mask R-CNN under {target}'s names; the weights are made for these rules:")
-    for line in profile_in_words(model):
+    for line in profile_in_words(found.model):
         say(f"  {line}")
-    others = unlike(model, TARGETS[target])
+    say(rows_in_words(found.categories, found.first_row))
+    say(f"{found.listing}: all of them; import-weights takes it as --categories with --keep-classes")
+    say(f"{target} needs {to_build(found.model, source, len(found.categories))}")
+    others = unlike(found.model, source)
     if others:
         say(
             f"warning: {target} does not compute so by itself, and gives other outputs until it does: "
@@ -55,6 +57,10 @@ def export_file(checkpoint: Path, target: str, out: Path) -> None:
 def _check_place(out: Path) -> None:
     if out.suffix != ".safetensors":
         raise BadInput(f"--out {out}: is safetensors; give it the ending .safetensors")
+    _check_folder(out)
+
+
+def _check_folder(out: Path) -> None:
     if not out.parent.is_dir():
         raise BadInput(f"--out {out}: there is no folder {out.parent}; make it first")
 

@@ -3,12 +3,12 @@
 from configs.schema import Model
 from pipeline.importing.lookup import Lookup
 from pipeline.importing.source import SCORES
+from pipeline.network.deformable import OFFSETS
 from shards.errors import BadInput
 
 DEPTHS = {6: "resnet50", 23: "resnet101"}
 PLAIN_WIDTH, GROUPED_WIDTH = (64, 64, 3, 3), (256, 8, 3, 3)
 OFFSET = "backbone.body.layer2.0.conv2.offset.weight"
-OFFSET_CHANNELS = 18
 
 
 def read_sizes(find: Lookup) -> Model:
@@ -54,7 +54,7 @@ def _backbone(find: Lookup) -> str:
     if not deformable:
         return DEPTHS[blocks]
     name, offsets = find.read(OFFSET)
-    if len(offsets) != OFFSET_CHANNELS:
+    if len(offsets) != OFFSETS:
         raise _other(find, name, f"has {len(offsets)} channels: modulated or grouped deformable convolutions")
     return DEPTHS[blocks] + "_dcn"
 

@@ -92,7 +92,8 @@ def convert(
         taken[name] = theirs, list(tensor.shape)
         tensors[name] = _widened(to_ours(name, tensor, source, model.profile), theirs, checkpoint)
     read = {theirs for theirs, _ in taken.values()}
-    assert len(read) == len(taken), "two of our tensors have one source: a rule is wrong"
+    if len(read) != len(taken):
+        raise RuntimeError(f"two of our tensors have one source in {source.name}'s names: a rule is wrong")
     left = _left(checkpoint, source, read)
     _check_anchors(checkpoint, model)
     return Imported(source, checkpoint, model, taken, left, tensors, known, [])

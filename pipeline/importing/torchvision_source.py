@@ -7,7 +7,8 @@ from configs.schema import Model
 from pipeline.importing.categories import BY_ID
 from pipeline.importing.source import Source, shifted
 
-PROFILE = SourceProfile(name="torchvision")
+# The V1 weights were trained before torchvision gave both box losses a beta of 1/9: RPN L1, boxes beta 1.
+PROFILE = SourceProfile(name="torchvision", rpn_beta=0.0)
 
 
 def describe(tensors: dict[str, Tensor], sizes: Model) -> Model:
@@ -17,8 +18,8 @@ def describe(tensors: dict[str, Tensor], sizes: Model) -> Model:
     never frozen, and have the ordinary eps.
     """
     frozen = not any(name.endswith("num_batches_tracked") for name in tensors)
-    changes = {"stride_in_1x1": False, "norm_eps": 0.0 if frozen else 1e-5, "profile": PROFILE}
-    return sizes.model_copy(update=changes)
+    rules = {"stride_in_1x1": False, "norm_eps": 0.0 if frozen else 1e-5, "box_beta": 1.0}
+    return sizes.model_copy(update={**rules, "profile": PROFILE})
 
 
 TORCHVISION = Source(

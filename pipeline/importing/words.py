@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from configs.profile import SourceProfile
 from configs.schema import Model
+from pipeline.importing.categories import Category
 from pipeline.importing.convert import Imported
 from pipeline.importing.source import Source
 
@@ -20,10 +20,15 @@ ANCHORS = {
 }
 STRIDES = {"grid": "the padded side over the map's", "fixed": "4, 8, 16, 32, 64"}
 SCORES = {
-    "sigmoid_late": "logit before NMS, probability in it",
+    "sigmoid_late": "the logit when each level's best are taken, the probability in NMS",
     "logit": "logit",
     "sigmoid": "probability",
 }
+# The keys of Model that change what the same tensors give, and the form of the box loss.
+RULES = (
+    "norm_eps", "stride_in_1x1", "fpn_channels", "box_head_dim", "mask_head_channels", "anchor_sizes",
+    "min_size", "max_size", "rpn_pre_nms_test", "rpn_post_nms_test", "box_beta",
+)  # fmt: skip
 
 
 def profile_in_words(model: Model) -> list[str]:
@@ -31,8 +36,8 @@ def profile_in_words(model: Model) -> list[str]:
     p = model.profile
     place = "1x1" if model.stride_in_1x1 else "3x3"
     return [
-        f"program: {p.name}",
-        f"colours: its first layer reads {p.channels.upper()}" + _reordered(p),
+        f"rules: {p.name}'s",
+        f"colours: the file's first layer reads {p.channels.upper()}",
         f"pixels: 0..{p.pixel_range}, mean {_list(p.pixel_mean)}, std {_list(p.pixel_std)} (R, G, B)",
         f"resizing: {RESIZE[p.resize]}; {ROUNDING[p.size_rounding]}",
         f"trunk: {model.backbone}, stride 2 in the {place} convolution, "
@@ -61,11 +66,35 @@ def profile_in_words(model: Model) -> list[str]:
 
 def unlike(model: Model, source: Source) -> list[str]:
     """Return the rules that a program does not compute by unless it is told to, each with its own."""
-    theirs = source.describe({}, model)
-    keys = ("stride_in_1x1", "norm_eps", "box_beta")
-    rules = [(key, getattr(model, key), getattr(theirs, key)) for key in keys]
+    theirs = source.describe({}, Model(backbone=model.backbone))
+    rules = [(key, getattr(model, key), getattr(theirs, key)) for key in RULES]
     rules += [(key, value, getattr(theirs.profile, key)) for key, value in model.profile if key != "name"]
     return [f"{key} {ours} (there {own})" for key, ours, own in rules if ours != own]
+
+
+def to_build(model: Model, source: Source, classes: int) -> str:
+    """Return what has to be said to a program for a model that the weights fit."""
+    p = model.profile
+    if source.name == "torchvision":
+        return (
+            f"norms with eps {model.norm_eps:g}: build with FrozenBatchNorm2d, eps {model.norm_eps:g} (its "
+            "own maskrcnn_resnet50_fpn has BatchNorm2d of eps 1e-05 unless it fetches weights): "
+            f'MaskRCNN(resnet_fpn_backbone(backbone_name="{model.backbone}", weights=None, '
+            f"norm_layer=partial(FrozenBatchNorm2d, eps={model.norm_eps})), num_classes={classes + 1})"
+        )
+    turn = 1 if p.channels == "rgb" else -1
+    return (
+        f"MODEL.ROI_HEADS.NUM_CLASSES {classes} INPUT.FORMAT {p.channels.upper()} "
+        f'MODEL.PIXEL_MEAN "[{_list(p.pixel_mean[::turn])}]" MODEL.PIXEL_STD "[{_list(p.pixel_std[::turn])}]"'
+    )
+
+
+def rows_in_words(categories: list[Category], first_row: int) -> str:
+    """Return how many classes there are, and what the first rows of the class scores stand for."""
+    named = ", ".join(f"row {r} = {c['id']} {c['name']}" for r, c in enumerate(categories[:3], first_row))
+    background = "row 0" if first_row else f"row {len(categories)}"
+    more = ", ..." if len(categories) > 3 else ""
+    return f"{len(categories)} classes: {named}{more}; background is {background}"
 
 
 def summary(found: Imported) -> list[str]:
@@ -88,6 +117,8 @@ def summary(found: Imported) -> list[str]:
             + ", ".join(found.fresh)
             + ")"
         )
+    if found.model.profile.channels == "bgr":
+        lines.append("the first layer's BGR was reordered to RGB, which every model here reads")
     return [*lines, *profile_in_words(found.model)]
 
 
@@ -103,10 +134,6 @@ def whole_report(found: Imported) -> str:
     lines += ["", "CATEGORIES (label: id name)"]
     lines += [f"{label}: {c['id']} {c['name']}" for label, c in enumerate(found.categories, 1)]
     return "\n".join(lines) + "\n"
-
-
-def _reordered(profile: SourceProfile) -> str:
-    return ", reordered here to RGB" if profile.channels == "bgr" else ""
 
 
 def _dropped(side: float | None) -> str:

@@ -1,5 +1,7 @@
 """Scaling a recipe: what the linear rule says, what a user gave by hand, and what is told."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,17 @@ def test_a_schedule_without_reference_stays_and_says_nothing():
     assert (found.iters, found.lr, found.steps, lines) == (10, 0.5, (7,), [])
 
 
+def test_steps_never_scale_away_and_none_stay_none():
+    """No steps take the weights as they are: a batch four times as large does not ask for that."""
+    few, lines = run({"iters": 1, "reference_batch": 16, "lr": 0.1, "steps": [], "batch": 64})
+    assert few.iters == 1 and "1 steps" in lines[0]
+    none, lines = run({"iters": 0, "reference_batch": 16, "lr": 0.1, "steps": [], "batch": 64})
+    assert none.iters == 0 and lines == ["train.refine: no steps"]
+    config = load_config(HERE / "coco_r50.yaml", ["train.baseline.iters=0"], notes := [])
+    assert config.train.baseline.iters == 0
+    assert notes[0] == "train.baseline: no steps; model.weights is taken as it is"
+
+
 def test_what_is_set_by_hand_stays():
     overrides = [f"train.refine.{part}" for part in ("batch=8", "iters=20", "steps=[15]")]
     notes = []
@@ -60,6 +73,24 @@ def test_a_resolved_config_is_not_scaled_again(name, tmp_path):
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
     assert config.train.refine.iters == 36000 and config.train.refine.reference_batch is None
+
+
+FOUR = ("val-{}-base", "val-{}-rm-sara", "testdev-{}-base", "testdev-{}-rm-sara")
+STATED = {
+    "coco_r50": [row.format("R-50-FPN") for row in FOUR],
+    "coco_r101": [row.format("R-101-FPN") for row in FOUR],
+    "coco_x101": [row.format("X-101-32x8d-FPN") for row in FOUR],
+    "coco_r101_dcn": ["testdev-R-101-DCN-FPN-rm-sara"],
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_head_states_the_ap_that_the_paper_reports(name):
+    rows = json.loads((HERE / "tables" / "paper.json").read_text())["rows"]
+    reported = {row["id"]: (row["AP_b"], row["AP_m"]) for row in rows}
+    head = (HERE / f"{name}.yaml").read_text().partition("# Expect")[2].partition("For comparison")[0]
+    stated = re.findall(r"(\d+\.\d) / (\d+\.\d)", head.partition("This project")[0])
+    assert [tuple(map(float, pair)) for pair in stated] == [reported[row] for row in STATED[name]]
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -9,6 +9,7 @@ from benchmarks.made_checkpoints import benchmark_checkpoint, detectron2_checkpo
 from configs.schema import Model, Sara, Test
 from jobs.verbs import test_settings
 from jobs.weights import export_file, import_file
+from pipeline.importing.categories import read_categories
 from pipeline.importing.files import read_checkpoint
 from pipeline.model import build_model, own_settings
 from pipeline.network.pretrained import load_pretrained
@@ -58,10 +59,17 @@ def test_export_gives_the_names_back(files, capsys):
     export_file(files / "ours.safetensors", "detectron2", files / "back.pkl")
     out = capsys.readouterr().out
     assert "stride 2 in the 1x1 convolution" in out
-    assert out.endswith("and gives other outputs until it does: sampling_ratio 2 (there 0)\n")
+    assert (
+        "80 classes: row 0 = 1 person, row 1 = 2 bicycle" in out and "NUM_CLASSES 80 INPUT.FORMAT BGR" in out
+    )
+    assert "the file's first layer reads BGR\n" in out and "reordered" not in out
+    assert len(read_categories(files / "back.categories.json")) == 80
+    warning = out.splitlines()[-1]
+    assert "min_size 64 (there 800)" in warning and warning.endswith("sampling_ratio 2 (there 0)")
     theirs = read_checkpoint(files / "their.pth").tensors
     back = read_checkpoint(files / "back.pkl").tensors
-    assert back.keys() == theirs.keys() and all(torch.equal(back[name], theirs[name]) for name in back)
+    assert back.keys() == theirs.keys() | {"pixel_mean", "pixel_std"}
+    assert all(torch.equal(back[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(

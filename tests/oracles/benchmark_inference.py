@@ -108,7 +108,8 @@ class Benchmark:
         return (torch.stack([shift_x, shift_y, shift_x, shift_y], -1).view(-1, 1, 4) + cell).view(-1, 4)
 
     def detect(self, image: Tensor, score=0.05, topk=100) -> dict[str, Tensor]:
-        """Return boxes (x, y, w, h as in its COCO results), labels (from 1), scores and masks."""
+        """Return boxes (x, y, w, h as in its COCO results), labels (from 1), scores, masks and
+        their probabilities before the threshold (soft)."""
         maps, size = self.features(image)
         rois = self.proposals(maps, size)
         logits, deltas = box_head(pool(maps, rois, 7), self.get)
@@ -130,7 +131,7 @@ class Benchmark:
         boxes = boxes * torch.tensor([width / size[1], height / size[0]] * 2)
         pasted = torch.stack([paste(m, b, height, width) for m, b in zip(masks, boxes, strict=True)])
         xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1], 1)
-        return {"boxes": xywh, "labels": labels, "scores": scores, "masks": pasted}
+        return {"boxes": xywh, "labels": labels, "scores": scores, "masks": pasted > 0.5, "soft": pasted}
 
 
 def decode(deltas: Tensor, boxes: Tensor, weights: tuple) -> Tensor:
@@ -183,8 +184,8 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
     x1, y1 = (centre - half).to(torch.int32).tolist()
     x2, y2 = (centre + half).to(torch.int32).tolist()
     w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
-    inside = F.interpolate(grid, size=(h, w), mode="bilinear", align_corners=False)[0, 0] > 0.5
-    canvas = torch.zeros(height, width, dtype=torch.bool)
+    inside = F.interpolate(grid, size=(h, w), mode="bilinear", align_corners=False)[0, 0]
+    canvas = torch.zeros(height, width)
     left, right, top, bottom = max(x1, 0), min(x2 + 1, width), max(y1, 0), min(y2 + 1, height)
     canvas[top:bottom, left:right] = inside[top - y1 : bottom - y1, left - x1 : right - x1]
     return canvas

@@ -104,7 +104,7 @@ class Detectron2:
         return boxes[batched_nms(boxes, scores, levels, 0.7)[: self.post]]
 
     def detect(self, image: Tensor, score=0.05, topk=100) -> dict[str, Tensor]:
-        """Return boxes (xyxy), labels (from 0), scores and masks in the image's own pixels."""
+        """Return boxes (xyxy), labels (from 0), scores, masks, and those uncut (soft), in image pixels."""
         maps, size = self.features(image)
         rois = self.proposals(maps, size)
         logits, deltas = box_head(pool(maps, rois, 7), self.get)
@@ -122,7 +122,7 @@ class Detectron2:
         kept = nonempty(boxes)
         boxes, scores, labels, masks = boxes[kept], scores[kept], labels[kept], masks[kept]
         pasted = torch.stack([paste(m, b, height, width) for m, b in zip(masks, boxes, strict=True)])
-        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pasted}
+        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pasted >= 0.5, "soft": pasted}
 
 
 def anchors(x: Tensor, level: int) -> Tensor:
@@ -176,4 +176,4 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
     gx = (torch.arange(width) + 0.5 - x1) / (x2 - x1) * 2 - 1
     gy = (torch.arange(height) + 0.5 - y1) / (y2 - y1) * 2 - 1
     grid = torch.stack([gx.expand(height, width), gy[:, None].expand(height, width)], -1)
-    return F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5
+    return F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]

@@ -15,12 +15,13 @@ from configs.profile import SourceProfile
 from configs.schema import Model, Test
 from pipeline.importing.detectron2_source import PROFILE as DETECTRON2
 from pipeline.importing.maskrcnn_benchmark_source import PROFILE as BENCHMARK
+from pipeline.importing.torchvision_source import PROFILE as TORCHVISION
 from pipeline.network.anchors import Anchors, cell_anchors
 from pipeline.network.boxes import at_least_a_pixel, clip_boxes, image_limits, last_pixels, rescale_boxes
-from pipeline.network.detections import select_detections
+from pipeline.network.detections import Detections, select_detections
 from pipeline.network.nms import sides_at_least, suppress
 from pipeline.network.pool import pyramid_levels
-from pipeline.network.rpn import build_rpn
+from pipeline.network.rpn import RPN, build_rpn
 from pipeline.network.transform import network_size
 from tests.pipeline.tiny import MODEL, tiny_base, tiny_image, tiny_target
 
@@ -170,15 +171,107 @@ def test_ties_with_the_last_detection_stay_where_the_program_keeps_them():
     assert select_detections(*arguments, BENCHMARK).rows.tolist() == [0, 1, 2]
 
 
-def test_anchors_outside_of_the_image_are_not_trained_on_where_they_straddle():
-    images = [tiny_image(0)]
-    for profile, outside in ((OWN, True), (BENCHMARK, False)):
-        rpn = build_rpn(MODEL.model_copy(update={"profile": profile}))
-        anchors = torch.tensor([[-1.0, 0, 10, 10], [0, 0, 96, 96], [0, 0, 97, 96], [5, 5, 20, 20]])
-        labels = torch.tensor([1.0, 1.0, 0.0, 0.0])
-        found = labels if outside else rpn._inside(labels, anchors, images[0].shape[-2:])
-        assert found.tolist() == ([1, 1, 0, 0] if outside else [-1, 1, -1, 0])
-    assert BENCHMARK.straddle_px == 0
+@pytest.mark.parametrize(("straddle_px", "trained_on"), [(None, 4), (0.0, 2), (1.0, 4)])
+def test_anchors_outside_of_the_image_are_not_trained_on_where_they_straddle(straddle_px, trained_on):
+    profile = OWN.model_copy(update={"straddle_px": straddle_px})
+    rpn = build_rpn(MODEL.model_copy(update={"profile": profile}))
+    anchors = torch.tensor([[-1.0, 0, 10, 10], [0, 0, 96, 96], [0, 0, 97, 96], [5, 5, 20, 20]])
+    targets = [{"boxes": torch.tensor([[5.0, 5, 20, 20]]), "labels": torch.tensor([1]), "position": 0}]
+    losses = rpn._losses([anchors], torch.zeros(4), torch.zeros(4, 4), [(96, 96)], targets, 0)
+    assert [count.item() for _, count in losses.values()] == [trained_on, trained_on]
+
+
+@pytest.mark.parametrize(("profile", "loss"), [(TORCHVISION, 0.2), (DETECTRON2, 0.2), (BENCHMARK, 0.045)])
+def test_the_rpns_box_loss_turns_linear_where_the_program_of_the_weights_had_it(profile, loss):
+    """Four deltas off by 0.05: L1 gives 0.2, smooth L1 of beta 1/9 half the square times 9."""
+    rpn = build_rpn(MODEL.model_copy(update={"profile": profile}))
+    box = torch.tensor([[5.0, 5, 20, 20]])
+    targets = [{"boxes": box, "labels": torch.tensor([1]), "position": 0}]
+    losses = rpn._losses([box], torch.zeros(1), torch.full((1, 4), 0.05), [(96, 96)], targets, 0)
+    assert losses["loss_rpn_box_reg"][0].item() == pytest.approx(loss, rel=1e-4)
+
+
+def proposals_of(profile, boxes, logits, levels, size=(96, 96)):
+    """Return the proposals [n, 4] and scores [n] of one image whose levels have so many anchors."""
+    rpn = build_rpn(MODEL.model_copy(update={"profile": profile})).eval()
+    found, scores = rpn.filter_proposals(
+        torch.tensor(boxes)[None], torch.tensor(logits)[:, None], [size], levels
+    )
+    return found[0], scores[0]
+
+
+# The first makes the others' group lie so far away that float32 has only multiples of 8 there: they are one.
+FAR = [[0.0, 0, 1e8, 1e8], [0, 0, 10, 10], [1, 1, 9, 5]]
+
+
+@pytest.mark.parametrize(("profile", "left"), [(DETECTRON2, 2), (BENCHMARK, 3)])
+def test_proposals_are_suppressed_as_the_profile_says(profile, left):
+    profile = profile.model_copy(update={"legacy_boxes": False})
+    found, _ = proposals_of(profile, FAR, [3.0, 2.0, 1.0], [1, 2], (10**8, 10**8))
+    assert len(found) == left
+
+
+@pytest.mark.parametrize(("profile", "left"), [(DETECTRON2, 2), (BENCHMARK, 3)])
+def test_detections_are_suppressed_as_the_profile_says(profile, left):
+    probabilities = torch.tensor([[0.0, 1, 0], [0, 0, 0.9], [0, 0, 0.8]])
+    # Of label 2, which takes them twice as far away.
+    boxes = torch.tensor([[0.0, 0, 5e7, 5e7], *FAR[1:]])[:, None].expand(3, 3, 4)
+    found = select_detections(probabilities, boxes, torch.zeros(3), Test(score=0.05), profile)
+    assert len(found.rows) == left
+
+
+@pytest.mark.parametrize(("profile", "left"), [(OWN, [0]), (DETECTRON2, [0, 1]), (BENCHMARK, [0, 1, 2])])
+def test_thin_proposals_are_dropped_as_the_profile_says(profile, left):
+    profile = profile.model_copy(update={"legacy_boxes": False})
+    boxes = [[0.0, 0, 9, 9], [20, 0, 40, 5e-4], [50, 0, 70, 0]]
+    found, _ = proposals_of(profile, boxes, [3.0, 2.0, 1.0], [3])
+    assert torch.equal(found, torch.tensor(boxes)[left])
+
+
+@pytest.mark.parametrize(("profile", "left"), [(OWN, [0]), (DETECTRON2, [0, 1])])
+def test_thin_detections_are_dropped_as_the_profile_says(profile, left):
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 0, 40, 5e-3]])[:, None].expand(2, 2, 4)
+    probabilities = torch.tensor([[0.1, 0.9], [0.2, 0.8]])
+    found = select_detections(probabilities, boxes, torch.zeros(2), Test(score=0.05), profile)
+    assert found.rows.tolist() == left
+
+
+@pytest.mark.parametrize(
+    ("how", "before", "after"),
+    [("logit", "logit", "logit"), ("sigmoid", "share", "share"), ("sigmoid_late", "logit", "share")],
+)
+def test_proposals_are_ranked_by_what_the_profile_says(how, before, after, monkeypatch):
+    """Before suppression and in it: the probabilities of logits from 17 on are all 1."""
+    logits = [20.0, 30.0, -1.0]
+    values = {"logit": torch.tensor(logits), "share": torch.tensor(logits).sigmoid()}
+    ranked, own = [], RPN._get_top_n_idx
+    monkeypatch.setattr(RPN, "_get_top_n_idx", lambda self, *args: ranked.append(args[0]) or own(self, *args))
+    boxes = [[0.0, 0, 9, 9], [20, 0, 40, 9], [50, 0, 70, 9]]
+    _, scores = proposals_of(OWN.model_copy(update={"proposal_scores": how}), boxes, logits, [3])
+    assert torch.equal(ranked[0][0], values[before])
+    assert torch.equal(scores, values[after].sort(descending=True).values)
+
+
+@pytest.mark.parametrize(("profile", "left"), [(OWN, 2), (DETECTRON2, 1)])
+def test_empty_detections_are_dropped_at_last_where_the_program_does(profile, left):
+    rois = torch.tensor([[0.0, 1, 1, 20, 20], [0, 30, 5, 30, 20]])
+    rows = torch.arange(2)
+    found = Detections(rois, rows + 1, torch.tensor([0.9, 0.8]), rows)
+    result = tiny_base(profile=profile)._of_image(found, torch.rand(2, 28, 28), 0, (96, 96), (96, 96))
+    assert [len(result[key]) for key in ("boxes", "labels", "scores", "masks")] == [left] * 4
+
+
+@pytest.mark.parametrize(("profile", "level"), [(DETECTRON2, 1), (BENCHMARK, 2)])
+def test_a_model_pools_from_the_level_that_its_profile_says(profile, level):
+    maps = {str(i): torch.full((1, 1, 64 // 2**i, 64 // 2**i), float(i)) for i in range(4)}
+    side = 224 * (1 - 3e-7)
+    pooled = tiny_base(profile=profile).box_pool(maps, torch.tensor([[0.0, 0, 0, side, side]]))
+    assert pooled.max().round() == level
+
+
+def test_a_models_anchors_have_the_strides_of_its_profile():
+    assert not tiny_base(profile=OWN).rpn.anchor_generator.fixed
+    assert tiny_base(profile=DETECTRON2).rpn.anchor_generator.fixed
 
 
 @pytest.mark.parametrize("profile", [DETECTRON2, BENCHMARK], ids=lambda profile: profile.name)
