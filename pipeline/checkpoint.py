@@ -99,16 +99,17 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
     """Delete what need not be kept, and whatever a killed writer left half-done.
 
     Kept are the `keep` newest, those whose step is a multiple of `every` (0: none), and always the newest
-    that verifies; `sound`, just written, need not be read again. Only the holder of the stage's claim may
-    call this: others may still be writing.
+    that verifies; where none does, all. `sound`, just written, need not be read again. Only the holder of
+    the stage's claim may call this: others may still be writing.
     """
     for left in directory.glob(".step-*.tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
     newest_first = sorted(directory.glob(NAMES), reverse=True)
-    spare = [path for path in newest_first[keep:] if not (every and _step_of(path) % every == 0)]
-    kept = [path for path in newest_first if path not in spare]
-    if not spare or not any(path == sound or not defects(path) for path in kept):
+    resumed = next((path for path in newest_first if path == sound or not defects(path)), None)
+    if resumed is None:
         return
+    regular = {path for path in newest_first if every and _step_of(path) % every == 0}
+    spare = [path for path in newest_first[keep:] if path not in {*regular, resumed}]
     for path in spare:
         # First another name: a deletion that is killed must not leave half a checkpoint behind.
         gone = temporary_beside(path)
