@@ -3,7 +3,7 @@
 from hypothesis import settings
 
 # A deadline would be a timed test: on a busy machine it fails without a fault.
-# The same examples every time, so that a failure is always the change's; --hypothesis-profile=search tries new ones.
+# The same examples every time: a failure is the change's. --hypothesis-profile=search draws new ones.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile("same")
