@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 import jobs.sweeping.rows
-import jobs.sweeping.sweep
 from jobs.errors import JobFailed, Stopped
 from jobs.ledger import Ledger
 from jobs.stages import EVALUATED

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from jobs.launching.parallel import _startable
+from jobs.sweeping.parallel import _startable
 
 
 def row(name, *claims):
