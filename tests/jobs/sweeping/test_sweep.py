@@ -117,8 +117,13 @@ def test_another_table_in_the_same_folder_shares_and_another_setting_does_not(be
         bench.sweep([{"name": "alpha=5", "cells": ["5"], "set": {"test.alpha": 5.0}}, ROWS[1]], "other") == 0
     )
     assert bench.did == ["alpha=5"]
+    before = (bench.folder / "runs/table/summary.json").read_bytes()
     bench.sweep(ROWS[:2], "table", "seed=1")
     assert bench.did == ["baseline", "base", "refine", "mr"]
+    assert (bench.folder / "runs/table/summary.json").read_bytes() == before
+    assert (bench.folder / "runs/table-seed=1/summary.json").is_file()
+    tables = {args[1].get("mrrcnn.table") for name, args in bench.trackers[-1].told if name == "log_tags"}
+    assert tables == {None, "table-seed=1"}
 
 
 def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(bench, capsys):
@@ -156,6 +161,8 @@ def test_bad_usage_is_refused_before_anything_runs(bench):
     path.write_text(path.read_text().replace("val-nothing", "val-R-50-FPN-base"))
     with pytest.raises(BadInput, match="--workers 3: does not divide"):
         run_sweep(str(path), [], bench.folder / "runs", 3, "torchrun", None, None)
+    with pytest.raises(ValueError, match="shards is the name of a folder that tables share"):
+        bench.sweep(name="shards")
     with pytest.raises(ValueError, match="--parallel 2: rows run beside each other over Ray"):
         run_sweep(str(path), [], bench.folder / "runs", 1, "local", None, 2)
     with acquire(bench.folder / "runs"), pytest.raises(LeaseHeld):
