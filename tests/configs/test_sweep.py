@@ -102,7 +102,7 @@ def test_what_is_wrong_with_a_sweep_is_said_in_one_line(write, changes, said):
 def test_what_a_file_lacks_is_not_said_to_be_a_config_key(write):
     path = write()
     path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("title")))
-    with pytest.raises(ConfigError, match="title is missing; set it in the file$"):
+    with pytest.raises(ConfigError, match=r"title is missing; set it in the file$"):
         load_sweep(path)
 
 

@@ -181,7 +181,7 @@ def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
     assert {item["difference"] for item in plain} == {0}
     report = (bench.folder / "runs/table/report.md").read_text()
     assert f"| base | {ours:.1f} (37.8, {ours - 37.8:+.1f}) |" in report
-    assert "figures/curve.png" in report and "figures/huddledness-0.png" in report
+    assert "figures/curve-0.png" in report and "figures/huddledness-0.png" in report
     told = bench.trackers[-1].told
     tags = {args[0]: args[1] for name, args in told if name == "log_tags"}
     assert tags["mr"]["column.network"] == "mr" and tags["mr"]["mrrcnn.table"] == "table"
