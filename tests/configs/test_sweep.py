@@ -158,8 +158,28 @@ def test_the_tables_have_the_papers_rows_and_switches(table, mark):
             assert (config.test.alpha if config.test.cls else 0.0) == paper["alpha"]
 
 
+@pytest.mark.parametrize("table", ["table1", "table3", "table4", "table5", "control"])
+def test_the_twins_have_all_rows_of_one_backbone_and_train_jointly_as_the_table_does(table):
+    path, found = TABLES / f"{table}.yaml", {}
+    for preset in ("mini", "coco_mini"):
+        sweep, keys = load_sweep(path, [f"preset={preset}"])
+        rows = {row.name: row_config(sweep, path, row, keys, None) for row in sweep.chosen_rows}
+        found[preset] = list(rows)
+        assert {row.config for row in sweep.chosen_rows} == {"R-50-FPN"}
+        assert not any(config.refine.freeze_base for config in rows.values())
+    assert found["mini"] == found["coco_mini"]
+    assert found["mini"] == [row.name for row in sweep.rows if row.config == "R-50-FPN"]
+
+
 def test_the_register_of_ambiguities_is_in_its_order():
-    sweep, _ = load_sweep(TABLES / "ambiguities.yaml")
+    path = TABLES / "ambiguities.yaml"
+    sweep, _ = load_sweep(path)
+    trained = {
+        str(row_config(sweep, path, row, [], None).model_copy(update={"test": None})) for row in sweep.rows
+    }
+    assert f"trained {len(trained)} times" in path.read_text()
+    readings = {row.paper for row in sweep.rows if row.network == "refined" and row.config == "R-50-FPN"}
+    assert readings == {"val-R-50-FPN-rm-sara", "val-R-50-FPN-cls"}
     numbers = [int("".join(filter(str.isdigit, row.cells[0]))) for row in sweep.rows]
     assert numbers == sorted(numbers) and set(numbers) == set(range(1, 14))
     settings = [tuple(sorted(row.set.items(), key=str)) for row in sweep.rows if row.network == "refined"]
