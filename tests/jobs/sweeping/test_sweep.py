@@ -135,6 +135,8 @@ def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(benc
     assert len(said) == 4 and "control.traceback.txt" in said[3]
     report = (bench.folder / "runs/table/report.md").read_text()
     assert "Not done: mr: no luck" in report and "| base |" in report
+    tags = {args[0]: args[1] for name, args in bench.trackers[-1].told if name == "log_tags"}
+    assert tags["pipeline"]["mrrcnn.failed"] == "mr | alpha 2 | rm | control"
     bench.broken = {}
     assert bench.sweep() == 0
     assert bench.did == ["refine", "mr", "alpha 2", "refine", "rm", "control", "control"]
@@ -185,5 +187,6 @@ def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
     told = bench.trackers[-1].told
     tags = {args[0]: args[1] for name, args in told if name == "log_tags"}
     assert tags["mr"]["column.network"] == "mr" and tags["mr"]["mrrcnn.table"] == "table"
+    assert tags["mr"]["mrrcnn.columns"] == "network" and tags["pipeline"]["mrrcnn.failed"] == ""
     metrics = {args[0]: args[1] for name, args in told if name == "log_metrics"}
     assert metrics["base"]["minus_paper_box_AP"] == pytest.approx(ours - 37.8)
