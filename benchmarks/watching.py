@@ -3,8 +3,8 @@
     python -m benchmarks.watching [--iters 60] [--eval-every 20] [--repeats 3] [--out FILE.json]
 
 One rank trains the demo's baseline on one core; in every other run a process evaluates on another core.
-Time runs from the first logged step to the last; said apart is how long the other process evaluated meanwhile, and
-how long training then waited for the evaluation of its last step. The weights of all runs must be the same bytes.
+Time runs from the first logged step to the last; said apart is how long the evaluations took that ended
+meanwhile, and how long training then waited for the others. The weights of all runs must be the same bytes.
 """
 
 import argparse
@@ -112,7 +112,8 @@ def train_once(order: dict) -> int:
     metrics, begin = RunLog.metrics, evaluations.Evaluations._start
 
     def noting(self, *rest):
-        logged.append(time.monotonic())
+        # As files are dated: what had its result by then was evaluated meanwhile.
+        logged.append(time.time())
         return metrics(self, *rest)
 
     def on_another_core(self):
@@ -123,9 +124,10 @@ def train_once(order: dict) -> int:
     with acquire(order["run"]) as lease:
         places = order["run"], str(scratch / "train"), None
         train(TrainJob(config, "baseline", *places, lease.attempt, str(scratch / "val")))
-    ended, results = time.monotonic(), evaluations.results_of(Path(order["run"], "baseline"))
-    took = {"training": logged[-1] - logged[0], "waiting": ended - logged[-1]}
-    took["evaluating"] = sum(found["seconds"] for found in results if found["step"] < order["iters"])
+    took = {"training": logged[-1] - logged[0], "waiting": time.time() - logged[-1]}
+    results = Path(order["run"], "baseline", "evaluations").glob("step-*.json")
+    meanwhile = [path for path in results if path.stat().st_mtime < logged[-1]]
+    took["evaluating"] = sum(json.loads(path.read_text())["seconds"] for path in meanwhile)
     Path(order["run"], "seconds.json").write_text(json.dumps(took))
     dist.destroy_process_group()
     return 0

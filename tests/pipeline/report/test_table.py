@@ -134,3 +134,14 @@ def test_figure_5_shows_the_rows_that_it_names(tmp_path):
     assert "Figure 5: where the rows differ most" in report and "The rule: COCO's mask AP" in report
     write_table(TableForm("t", ("row",), ("AP_b",), None, ("before", "gone"), ""), rows, tmp_path / "other")
     assert "Figure 5" not in (tmp_path / "other/report.md").read_text()
+
+
+def test_rows_without_public_annotations_name_their_archives_and_the_papers_numbers(tmp_path):
+    row = TableRow("MR R-CNN", ("MR R-CNN",), "g", tmp_path / "row", {}, PAPER)
+    row.folder.mkdir()
+    (row.folder / "detections_test-dev2017_MR-R-CNN_results.zip").write_bytes(b"")
+    write_table(FORM, [row], tmp_path / "out")
+    report = (tmp_path / "out/report.md").read_text()
+    assert "| MR R-CNN | - (39.5) | - | - |" in report
+    assert "| MR R-CNN | detections\\_test-dev2017\\_MR-R-CNN\\_results.zip |" in report
+    assert "Differences between rows" not in report and "huddledness" not in report
