@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shards.description import DESCRIPTION, FORMAT, is_intact, sealed
 from shards.errors import BadInput
-from shards.index import DESCRIPTION, FORMAT, index_name, is_intact, sealed
+from shards.index import index_name
 from shards.pool import Spread, processes
 from shards.source_images import note_images
 from shards.storage.files import encode_json
