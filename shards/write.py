@@ -16,7 +16,7 @@ from shards.pool import Spread, processes
 from shards.source_images import note_images
 from shards.storage.files import encode_json
 from shards.storage.folder import Folder, LocalFolder, folder_at
-from shards.storage.remote import shown
+from shards.storage.remote import WEB, shown
 from shards.tars import plan_shards, write_shard
 from shards.validation.check_image import MAX_PIXELS, check_image, leads_out
 from shards.validation.findings import Refused, refuse_errors, report_of
@@ -25,7 +25,6 @@ from shards.validation.validate import Record, useful_workers, validate
 
 PROGRESS = "progress.json"
 REPORT = "report.json"
-WEB = ("http://", "https://")
 
 
 def write_shards(
