@@ -1,5 +1,6 @@
 """Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
 
+import gzip
 import re
 import shutil
 import tarfile
@@ -156,3 +157,23 @@ def test_shards_behind_a_url_are_inspected_as_those_of_a_directory(case, tmp_pat
             "damaged"
         ], "shard and sample, as of a directory"
         assert len(damaged) == 2
+
+
+def test_a_folder_that_takes_no_pictures_is_refused_before_anything_is_read(case, monkeypatch):
+    case.shard()
+    (case.out / "instances-000000.tar").unlink()
+    monkeypatch.setattr("shards.inspection.inspect.os.access", lambda folder, mode: False)
+    with pytest.raises(BadInput, match=f"{case.out}: may not be written to; give --out"):
+        inspect_shards(case.out)
+
+
+NO_TARS = {"empty": b"", "text": b"no tar" * 200, "packed": gzip.compress(bytes(10_000))}
+
+
+@pytest.mark.parametrize("damage", NO_TARS.values(), ids=NO_TARS)
+def test_what_is_no_tar_any_more_is_one_line_and_is_not_unpacked(case, damage):
+    case.shard()
+    (case.out / "instances-000000.tar").write_bytes(damage)
+    damaged = inspect_shards(case.out)["damaged"]
+    assert any("is no tar file any more" in line for line in damaged)
+    assert all("\n" not in line for line in damaged)
