@@ -134,7 +134,8 @@ def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
         reason = error.strerror or "no such file"
     except ValueError:
         reason = "no usable name"
-    return b"", [("error", "image_missing", f"cannot be read ({reason})", RESTORE)]
+    remedy = "restore the file, correct --images, or remove the image"
+    return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
 
 
 def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:

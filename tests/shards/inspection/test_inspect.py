@@ -1,6 +1,8 @@
 """Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
 
 import gzip
+import hashlib
+import json
 import re
 import shutil
 import tarfile
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from shards.boxes import huddled, largest_overlap
+from shards.description import sealed
 from shards.errors import BadInput
 from shards.inspection import charts
 from shards.inspection.inspect import inspect_shards
@@ -55,11 +58,22 @@ def test_even_a_byte_between_members_is_noticed(case):
     assert "do not match their checksum" in inspect_shards(case.out)["damaged"][0]
 
 
-def test_a_member_that_could_be_unpacked_elsewhere_is_named(case):
+@pytest.mark.parametrize("checksums", ["of before", "its own"])
+@pytest.mark.parametrize("member", ["../escaped", "/etc/escaped", "link"])
+def test_a_member_that_could_be_unpacked_elsewhere_is_named(case, member, checksums):
     case.shard()
-    with tarfile.open(case.out / "instances-000000.tar", "a") as tar:
-        tar.addfile(tarfile.TarInfo("../escaped"))
-    assert any("'../escaped'" in line for line in inspect_shards(case.out)["damaged"])
+    shard, described = case.out / "instances-000000.tar", case.out / "dataset.json"
+    with tarfile.open(shard, "a") as tar:
+        info = tarfile.TarInfo(member)
+        info.type = tarfile.SYMTYPE if member == "link" else tarfile.REGTYPE
+        tar.addfile(info)
+    if checksums == "its own":
+        tree = json.loads(described.read_text())
+        tree["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+        described.write_text(json.dumps(sealed(tree)))
+    damaged = inspect_shards(case.out)["damaged"]
+    assert any(f"holds '{member}', which this program did not write" in line for line in damaged)
+    assert len(damaged) == (1 if checksums == "its own" else 2)
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(5, True), (6, False)])
