@@ -114,6 +114,8 @@ if __name__ == "__main__":
     parser.add_argument("coco", type=Path)
     parser.add_argument("scratch", type=Path)
     asked = parser.parse_args()
+    if asked.scratch.exists():
+        parser.error(f"{asked.scratch} exists already; name a folder that is to be made")
     asked.scratch.mkdir(parents=True)
     write_few(asked.coco, asked.scratch)
     shutil.copy(ROOT / "configs" / "coco_r50.yaml", asked.scratch)
