@@ -29,8 +29,9 @@ def repaired(
 ) -> tuple[dict | None, list[Finding]]:
     """Return the annotation mended, or None if it has to go, and the findings with what that does for each.
 
-    A box past the edge is clipped; a box or an area that is wrong or disagrees with the mask is taken from
-    it; an annotation without a usable mask is dropped. What else is wrong stays as it was.
+    The segmentation is written in COCO's form. A box past the edge is clipped; a box or an area that is wrong
+    or disagrees with the mask is taken from it; an annotation without a usable mask is dropped. What else is
+    wrong stays as it was.
 
     Args:
         mask: of the annotation, or None without a usable one.
