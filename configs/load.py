@@ -115,17 +115,19 @@ def _explain_one(item: dict[str, Any], section: type[BaseModel]) -> str:
     location = [str(part) for part in item["loc"] if part not in ("shards", "coco")]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(location, section)}"
+        return f"unknown key {key}{nearest_key(key, section)}"
     if item["type"] == "missing":
-        return f"{key} is missing; set it in the file or with --set {key}=..."
+        remedy = f" or with --set {key}=..." if section is Config else ""
+        return f"{key} is missing; set it in the file{remedy}"
     message = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
     return f"{key}: {message}{shown}" if key else message
 
 
-def _nearest(location: list[str], section: type[BaseModel]) -> str:
-    candidates = difflib.get_close_matches(".".join(location), list(known_keys(section)), n=1, cutoff=0.5)
+def nearest_key(key: str, section: type[BaseModel]) -> str:
+    """Return "; did you mean ...?" with the section's key that is most like this one, "" without any."""
+    candidates = difflib.get_close_matches(key, list(known_keys(section)), n=1, cutoff=0.5)
     return f"; did you mean {candidates[0]}?" if candidates else ""
 
 

@@ -1,12 +1,24 @@
 """A sweep file: the rows of a table, each a config with a few keys set, and scaled-down twins of it."""
 
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from configs.load import ConfigError, apply_override, dotted, explain, parse_config, read_tree
+from configs.load import (
+    ConfigError,
+    apply_override,
+    dotted,
+    explain,
+    known_keys,
+    nearest_key,
+    parse_config,
+    read_tree,
+)
 from configs.scaling import scale_schedules
 from configs.schema import Config, Positive, Section, Source
 
@@ -14,6 +26,9 @@ from configs.schema import Config, Positive, Section, Source
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+=()-]*$", max_length=80)]
 Measure = Literal["AP_b", "AP_b50", "AP_b75", "AP_m", "AP_m50", "AP_m75"]
 OWN_KEYS = ("preset", "evaluate_on")
+# What MLflow's run of a whole table is called among its rows.
+PIPELINE = "pipeline"
+LONGEST_NAME = 60
 
 
 class Base(Section):
@@ -48,7 +63,7 @@ class Synthetic(Section):
 class Preset(Base):
     """A scaled-down twin: one config in the place of every row's, of only some rows; a row's keys stay."""
 
-    rows: tuple[str, ...] | None = None
+    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     synthetic: Synthetic | None = None
     note: str = ""
 
@@ -65,7 +80,7 @@ class Sweep(Section):
     columns: tuple[str, ...]
     measures: tuple[Measure, ...]
     configs: dict[str, Base]
-    rows: tuple[Row, ...]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     evaluate_on: Source | None = None
     curve: str | None = None
     pictures: tuple[str, str] | None = None
@@ -75,8 +90,11 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _agrees_with_itself(self):
         names = [row.name for row in self.rows]
-        if not names or len(set(names)) < len(names):
-            raise ValueError("rows need names, each its own")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two rows are called {name!r}; rows need names, each its own")
+        if PIPELINE in names:
+            raise ValueError(f"a row cannot be called {PIPELINE!r}: the table's own MLflow run is")
         for row in self.rows:
             if len(row.cells) != len(self.columns):
                 raise ValueError(
@@ -91,6 +109,9 @@ class Sweep(Section):
         if self.preset is not None and self.preset not in self.presets:
             known = ", ".join(self.presets) or "none"
             raise ValueError(f"there is no preset {self.preset!r} here (known: {known})")
+        if self.curve is not None and type(known_keys(Config).get(self.curve)) not in (int, float):
+            nearest = nearest_key(self.curve, Config)
+            raise ValueError(f"curve: {self.curve} is no config key that holds a number{nearest}")
         return self
 
     @property
@@ -125,6 +146,18 @@ def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) ->
         return Sweep.model_validate(tree), others
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Sweep)}") from None
+
+
+def settings_name(overrides: list[str]) -> str:
+    """Return what tells a table with these config keys from the same table without, "" for none.
+
+    Where data and MLflow are is left out; what would make a long name of a folder becomes a hash.
+    """
+    told = sorted(item for item in overrides if item.split(".")[0] not in ("data", "tracking"))
+    text = "".join(f"-{item}" for item in told)
+    if len(text) <= LONGEST_NAME and re.fullmatch(r"[\w.,+=-]*", text):
+        return text
+    return "-" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def row_config(sweep: Sweep, path: str | Path, row: Row, overrides: list[str], data: Path | None) -> Config:

@@ -7,6 +7,7 @@ on one process and off the training path, and refuses a set that is not exactly 
 import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -25,7 +26,7 @@ from pipeline.scoring.server import check_server_zip, write_server_zip
 from shards.errors import BadInput
 from shards.read import ShardDataset
 from shards.storage.cache import Cache
-from shards.storage.files import encode_json, flush, sha256_of, whole_or_absent, write_atomic
+from shards.storage.files import encode_json, flush, rename_durably, sha256_of, whole_or_absent, write_atomic
 from shards.storage.remote import absolute
 
 log = logging.getLogger(__name__)
@@ -129,16 +130,25 @@ def score(
     _write_readable(out / "source.json", {**source, "shards": absolute(shards)})
     if not dataset.has_annotations:
         (out / "metrics.json").unlink(missing_ok=True)
-        archive = write_server_zip(out, results, algorithm)
-        sizes = {entry["image_id"]: (entry["height"], entry["width"]) for entry in dataset.entries}
-        # A bare image list knows no categories; then the results' own are as good as any.
-        known = {item["id"] for item in dataset.categories} or {item["category_id"] for item in results}
-        count = check_server_zip(archive, sizes, known)
-        log.info("%s: %d results on %d images, in the form the COCO server takes", archive, count, len(sizes))
+        _write_checked_zip(out, dataset, results, algorithm)
         return {}
     metrics = measure(dataset.to_coco(), results, Test(**source["test"]).scorer)
     _write_readable(out / "metrics.json", metrics)
     return metrics
+
+
+def _write_checked_zip(out: Path, dataset: ShardDataset, results: list[Result], algorithm: str) -> None:
+    # Elsewhere until it is checked: an archive in `out` is one that the server takes.
+    unchecked = out / "unchecked"
+    unchecked.mkdir(exist_ok=True)
+    archive = write_server_zip(unchecked, results, algorithm)
+    sizes = {entry["image_id"]: (entry["height"], entry["width"]) for entry in dataset.entries}
+    # A bare image list knows no categories; then the results' own are as good as any.
+    known = {item["id"] for item in dataset.categories} or {item["category_id"] for item in results}
+    count = check_server_zip(archive, sizes, known)
+    rename_durably(archive, out / archive.name)
+    shutil.rmtree(unchecked)
+    log.info("%s: %d results on %d images, as the COCO server takes them", archive.name, count, len(sizes))
 
 
 def measure(

@@ -7,13 +7,14 @@ from typing import Any
 import configs
 from configs.load import ConfigError
 from configs.schema import Config
-from configs.sweep import Row, Sweep, load_sweep, paper_rows, row_config
+from configs.sweep import Row, Sweep, load_sweep, paper_rows, row_config, settings_name
 from jobs.checks import check_sources, check_weights, check_workers
 from jobs.sweeping.data import shards_of_source, synthetic_dir
 from jobs.sweeping.rows import RowJob, is_done
 from shards.errors import BadInput
 
 PAPER = Path(configs.__file__).parent / "tables" / "paper.json"
+SHARED = ("data", "shards", "training", "evaluated")
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,15 @@ def plan_sweep(file: str, overrides: list[str], root: Path, workers: int, launch
     for row in sweep.rows:
         if row.paper is not None and row.paper not in paper:
             raise ConfigError(f"{file}: row {row.name}: {row.paper} is no row of {PAPER}")
-    table = root / (Path(file).stem + (f"-{sweep.preset}" if sweep.preset else ""))
-    return Plan(sweep, rows, root, table, data, paper)
+    return Plan(sweep, rows, root, root / _table_name(file, sweep, keys), data, paper)
+
+
+def _table_name(file: str, sweep: Sweep, keys: list[str]) -> str:
+    # Other keys, another table: neither its report nor its rows in MLflow replace or join those of this one.
+    stem = Path(file).stem
+    if stem in SHARED:
+        raise ConfigError(f"{file}: {stem} is the name of a folder that tables share; give the file another")
+    return stem + (f"-{sweep.preset}" if sweep.preset else "") + settings_name(keys)
 
 
 def row_jobs(

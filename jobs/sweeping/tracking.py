@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
-from configs.sweep import Sweep
+from configs.sweep import PIPELINE, Sweep
 from jobs.track import closing
 from pipeline.report.table import TableRow, row_values
+
+COLUMN_MARK = " | "
 
 
 @contextmanager
@@ -24,7 +26,9 @@ def tracked(table: Path, config: Config, attempt: int) -> Iterator[Any]:
 
 def tell(tracker: Any, table: str, sweep: Sweep, rows: list[TableRow], attempt: int) -> None:
     """Tell MLflow of a table and of its rows that are done."""
-    tracker.log_tags("pipeline", {"mrrcnn.report": table, "mrrcnn.title": sweep.title})
+    failed = COLUMN_MARK.join(row.name for row in rows if row.failed)
+    tags = {"mrrcnn.report": table, "mrrcnn.title": sweep.title, "mrrcnn.failed": failed}
+    tracker.log_tags(PIPELINE, tags)
     for place, row in enumerate(rows):
         if row.folder is not None:
             _tell_row(tracker, table, sweep, row, place, attempt)
@@ -35,6 +39,8 @@ def _tell_row(tracker: Any, table: str, sweep: Sweep, row: TableRow, place: int,
     tracker.stage_started(row.name, attempt, row.folder.name)
     tags = {f"column.{name}": cell for name, cell in zip(sweep.columns, row.cells, strict=True)}
     own = {"table": table, "row": row.name, "place": f"{place:02d}"}
+    # Tags have no order of their own.
+    own["columns"] = COLUMN_MARK.join(sweep.columns)
     own |= {"group": row.group, "paper": row.paper.get("id", ""), "folder": str(row.folder)}
     tracker.log_tags(row.name, tags | {f"mrrcnn.{key}": value for key, value in own.items()})
     settings = {key: v for key, v in row.config.items() if not key.startswith("tracking.")}

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; the first column is text, the others are numbers."""
+    """Rows of cells under a header."""
 
     header: list[str]
     rows: list[list[str]]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column's cells are all numbers or dashes, by place; never the first, which names."""
+        others = (all(map(NUMBER.fullmatch, column)) for column in zip(*self.rows, strict=True))
+        return [number and place > 0 for place, number in enumerate(others)] or [False] * len(self.header)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Figure:
     caption: str
 
 
+NUMBER = re.compile(r"[-+.,%()\[\] \de]*")
 Block = Heading | Text | Table | Figure
 
 # The page may load nothing at all: it reads the same without a network, and a name cannot run code.
@@ -53,7 +61,7 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 @media (prefers-color-scheme: dark) {{ :root {{ --ink: #e6e9ed; --soft: #9aa4af; --paper: #14171b;
   --card: #1c2127; --line: #323a43; --accent: #6cb3ff; --warn: #f0c674; --warnpaper: #2d2614 }} }}
 body {{ font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
-  background: var(--paper); max-width: 1080px; margin: 0 auto; padding: 2.5rem 1.5rem 5rem }}
+  background: var(--paper); max-width: 1360px; margin: 0 auto; padding: 2.5rem 1.5rem 5rem }}
 h1 {{ font-size: 2rem; line-height: 1.2; margin: 0 0 .75rem }}
 h2 {{ font-size: 1.4rem; margin: 3rem 0 .75rem; padding-top: 1.25rem; border-top: 1px solid var(--line) }}
 h3 {{ font-size: 1.05rem; margin: 2rem 0 .5rem }}
@@ -61,11 +69,12 @@ p {{ max-width: 75ch; margin: .5rem 0 1rem }}
 .warning {{ color: var(--warn); background: var(--warnpaper); border-left: 4px solid currentColor;
   padding: .5rem .9rem; border-radius: 4px; max-width: none }}
 .scroll {{ overflow-x: auto; margin: 1rem 0 1.5rem }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 55% }}
-th, td {{ padding: .4rem .9rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line) }}
-th {{ color: var(--soft); font-weight: 600; font-size: .85rem; border-bottom-width: 2px }}
-th:first-child, td:first-child {{ text-align: left; font-weight: 500 }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 55%; font-size: .875rem }}
+th, td {{ padding: .4rem .65rem; text-align: left; border-bottom: 1px solid var(--line) }}
+th {{ color: var(--soft); font-weight: 600; border-bottom-width: 2px; vertical-align: bottom }}
+td {{ white-space: nowrap }}
+td:first-child {{ font-weight: 500 }}
+.number {{ text-align: right }}
 tbody tr:hover {{ background: var(--card) }}
 figure {{ margin: 1.25rem 0 2rem; padding: 1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px }}
@@ -95,10 +104,9 @@ def _html_block(block: Block) -> str:
             kind = ' class="warning"' if warning else ""
             return f"<p{kind}>{html.escape(text)}</p>"
         case Table(header, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            body = "\n".join(
-                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-            )
+            kinds = [' class="number"' if number else "" for number in block.numeric]
+            head = _html_cells("th", header, kinds)
+            body = "\n".join(f"<tr>{_html_cells('td', row, kinds)}</tr>" for row in rows)
             table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
             return f'<div class="scroll">{table}</div>'
         case Figure(path, caption):
@@ -108,6 +116,12 @@ def _html_block(block: Block) -> str:
             return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
+def _html_cells(tag: str, cells: list[str], kinds: list[str]) -> str:
+    return "".join(
+        f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
+    )
+
+
 def _markdown_block(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
@@ -115,7 +129,7 @@ def _markdown_block(block: Block, folder: Path) -> str:
         case Text(text, warning):
             return f"> **{_plain(text)}**" if warning else _plain(text)
         case Table(header, rows):
-            rule = ["---", *["---:"] * (len(header) - 1)]
+            rule = ["---:" if number else "---" for number in block.numeric]
             lines = [
                 [_plain(cell) for cell in header],
                 rule,

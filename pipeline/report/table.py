@@ -37,6 +37,15 @@ SURENESS = (
 )
 
 
+# Up to so many rows of a group every difference is drawn, not only those with the first row.
+SMALL_GROUP = 4
+GAINS = (
+    "What rows have more than others, in points of AP, with 95% intervals: every two rows of a group of at "
+    f"most {SMALL_GROUP}, in larger groups each row and the first one."
+)
+Pairs = dict[tuple[str, str], dict[str, Interval]]
+
+
 @dataclass(frozen=True)
 class TableRow:
     """One row of a sweep.
@@ -143,15 +152,14 @@ def _main(form: TableForm, rows: list[TableRow]) -> Table:
 
 
 def _cell(ours: float | None, paper: float | None, difference: float | None) -> str:
-    return _number(ours) if paper is None else f"{_number(ours)} ({paper:.1f}, {_signed(difference)})"
+    if paper is None:
+        return _number(ours)
+    beside = "" if difference is None else f", {difference:+.1f}"
+    return f"{_number(ours)} ({paper:.1f}{beside})"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.1f}"
 
 
 def _archives(rows: list[TableRow]) -> list[Block]:
@@ -167,7 +175,7 @@ def _archives(rows: list[TableRow]) -> list[Block]:
     return [Heading("For the COCO server"), Text(text), Table(["row", "archive"], found)]
 
 
-def _pairs(rows: list[TableRow]) -> dict[tuple[str, str], dict[str, Interval]]:
+def _pairs(rows: list[TableRow]) -> Pairs:
     """Return (row, later row of its group) -> measure -> what the later one has more."""
     known = {row.name: row.read("analysis.json") for row in rows}
     drawn = {
@@ -186,9 +194,31 @@ def _pairs(rows: list[TableRow]) -> dict[tuple[str, str], dict[str, Interval]]:
     }
 
 
-def _differences(rows: list[TableRow], pairs: dict, figures: Path) -> list[Block]:
+def _differences(rows: list[TableRow], pairs: Pairs, figures: Path) -> list[Block]:
     if not pairs:
         return []
+    main = _main_pairs(rows, pairs)
+    rest = {pair: found for pair, found in pairs.items() if pair not in main}
+    path = figures / "gains.png"
+    draw_gains(main, path)
+    blocks = [Heading("Differences between rows"), Text(SURENESS), _difference_table(rows, main)]
+    blocks.append(Figure(path, GAINS))
+    return blocks + ([Heading("Every other difference", 3), _difference_table(rows, rest)] if rest else [])
+
+
+def _main_pairs(rows: list[TableRow], pairs: Pairs) -> Pairs:
+    """Return those with the first row of their group that has numbers, and all of a small group."""
+    compared = {name for pair in pairs for name in pair}
+    groups = [[row.name for row in group if row.name in compared] for group in _groups(rows).values()]
+    group_of = {name: group for group in groups for name in group}
+    return {
+        (a, b): found
+        for (a, b), found in pairs.items()
+        if a == group_of[a][0] or len(group_of[a]) <= SMALL_GROUP
+    }
+
+
+def _difference_table(rows: list[TableRow], pairs: Pairs) -> Table:
     papers = {row.name: row.paper for row in rows}
     names = [name for name, _, _ in MEASURES]
     header = ["row", "minus", *(f"{name}{' (paper)' if name in PAPER_OF else ''}" for name in names)]
@@ -196,12 +226,7 @@ def _differences(rows: list[TableRow], pairs: dict, figures: Path) -> list[Block
         [b, a, *(_gain(found.get(name), _paper_gain(papers[a], papers[b], name)) for name in names)]
         for (a, b), found in pairs.items()
     ]
-    path = figures / "gains.png"
-    first = {group: next(row.name for row in rows if row.group == group) for group in (r.group for r in rows)}
-    draw_gains({pair: found for pair, found in pairs.items() if pair[0] in first.values()}, path)
-    caption = "What each row has more than the first row of its group, in points of AP, with 95% intervals."
-    blocks: list[Block] = [Heading("Differences between rows"), Text(SURENESS), Table(header, lines)]
-    return [*blocks, Figure(path, caption)]
+    return Table(header, lines)
 
 
 def _gain(interval: Interval | None, paper: float | None) -> str:
@@ -213,33 +238,45 @@ def _gain(interval: Interval | None, paper: float | None) -> str:
 
 
 def _paper_gain(a: dict[str, Any], b: dict[str, Any], name: str) -> float | None:
-    before, after = (row.get(PAPER_OF.get(name, "")) for row in (a, b))
+    # Two readings of one row of the paper: it has no difference between them.
+    same = bool(a) and a.get("id") == b.get("id")
+    before, after = (None if same else row.get(PAPER_OF.get(name, "")) for row in (a, b))
     return None if before is None or after is None else after - before
 
 
 def _curve(form: TableForm, rows: list[TableRow], figures: Path) -> list[Block]:
-    points = [
-        (row.config[form.curve], row_values(row))
-        for row in rows
-        if form.curve in row.config and row.read("metrics.json") is not None
-    ]
-    if len({x for x, _ in points}) < 2:
-        return []
-    path = figures / "curve.png"
-    draw_key(form.curve, sorted(points, key=lambda point: point[0]), path)
-    return [Heading(f"AP against {form.curve}"), Figure(path, "The same weights; dashed: the paper's.")]
+    blocks: list[Block] = []
+    for number, (group, members) in enumerate(_groups(rows).items()):
+        points = [
+            (row.config[form.curve], row_values(row))
+            for row in members
+            if form.curve in row.config and row.read("metrics.json") is not None
+        ]
+        if len({x for x, _ in points}) > 1:
+            path = figures / f"curve-{number}.png"
+            draw_key(form.curve, sorted(points, key=lambda point: point[0]), path)
+            caption = f"{group}: AP of all and of the huddled against {form.curve}; dashed: the paper's."
+            blocks.append(Figure(path, caption))
+    return [Heading(f"AP against {form.curve}"), *blocks] if blocks else []
 
 
 def _huddledness(rows: list[TableRow], figures: Path) -> list[Block]:
     blocks: list[Block] = []
-    for number, group in enumerate(dict.fromkeys(row.group for row in rows)):
-        members = [(row.name, row.read("analysis.json")) for row in rows if row.group == group]
-        curves = {name: analysis["huddledness"] for name, analysis in members if analysis is not None}
+    for number, (group, members) in enumerate(_groups(rows).items()):
+        known = [(row.name, row.read("analysis.json")) for row in members]
+        curves = {name: analysis["huddledness"] for name, analysis in known if analysis is not None}
         if curves:
             path = figures / f"huddledness-{number}.png"
             draw_huddledness(curves, path)
-            blocks.append(Figure(path, HUDDLEDNESS))
+            blocks.append(Figure(path, f"{group}: {HUDDLEDNESS}"))
     return [Heading("AP against huddledness"), *blocks] if blocks else []
+
+
+def _groups(rows: list[TableRow]) -> dict[str, list[TableRow]]:
+    groups: dict[str, list[TableRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return groups
 
 
 def _pictures(form: TableForm, rows: list[TableRow], figures: Path) -> list[Block]:

@@ -311,6 +311,20 @@ def test_set_without_annotations_gives_results_and_the_servers_zip_but_no_ap(fak
         assert archive.read(f"{name}.json") == (out / "coco_results.json").read_bytes()
 
 
+def test_an_archive_that_the_server_would_refuse_is_not_left_as_one(fakes, tmp_path):
+    """What a sweep finds under that name counts as a row that is done."""
+    shards, run = fakes
+    shards.has_annotations = False
+    parts = run("parts", 1)
+    shards.categories = [{"id": 1, "name": "another"}]
+    with pytest.raises(BadInput, match="result 0: category_id 17 is not in the test set"):
+        score("shards", parts, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.zip"))
+    shards.categories = list(FakeModel.categories)
+    score("shards", parts, tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("*.zip"))) == 1
+
+
 def test_weights_of_other_categories_are_refused():
     learned = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     check_categories(learned, [{"id": 2, "name": "dog"}], "w", "s")

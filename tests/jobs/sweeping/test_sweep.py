@@ -117,8 +117,13 @@ def test_another_table_in_the_same_folder_shares_and_another_setting_does_not(be
         bench.sweep([{"name": "alpha=5", "cells": ["5"], "set": {"test.alpha": 5.0}}, ROWS[1]], "other") == 0
     )
     assert bench.did == ["alpha=5"]
+    before = (bench.folder / "runs/table/summary.json").read_bytes()
     bench.sweep(ROWS[:2], "table", "seed=1")
     assert bench.did == ["baseline", "base", "refine", "mr"]
+    assert (bench.folder / "runs/table/summary.json").read_bytes() == before
+    assert (bench.folder / "runs/table-seed=1/summary.json").is_file()
+    tables = {args[1].get("mrrcnn.table") for name, args in bench.trackers[-1].told if name == "log_tags"}
+    assert tables == {None, "table-seed=1"}
 
 
 def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(bench, capsys):
@@ -130,6 +135,8 @@ def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(benc
     assert len(said) == 4 and "control.traceback.txt" in said[3]
     report = (bench.folder / "runs/table/report.md").read_text()
     assert "Not done: mr: no luck" in report and "| base |" in report
+    tags = {args[0]: args[1] for name, args in bench.trackers[-1].told if name == "log_tags"}
+    assert tags["pipeline"]["mrrcnn.failed"] == "mr | alpha 2 | rm | control"
     bench.broken = {}
     assert bench.sweep() == 0
     assert bench.did == ["refine", "mr", "alpha 2", "refine", "rm", "control", "control"]
@@ -156,6 +163,8 @@ def test_bad_usage_is_refused_before_anything_runs(bench):
     path.write_text(path.read_text().replace("val-nothing", "val-R-50-FPN-base"))
     with pytest.raises(BadInput, match="--workers 3: does not divide"):
         run_sweep(str(path), [], bench.folder / "runs", 3, "torchrun", None, None)
+    with pytest.raises(ValueError, match="shards is the name of a folder that tables share"):
+        bench.sweep(name="shards")
     with pytest.raises(ValueError, match="--parallel 2: rows run beside each other over Ray"):
         run_sweep(str(path), [], bench.folder / "runs", 1, "local", None, 2)
     with acquire(bench.folder / "runs"), pytest.raises(LeaseHeld):
@@ -174,9 +183,10 @@ def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
     assert {item["difference"] for item in plain} == {0}
     report = (bench.folder / "runs/table/report.md").read_text()
     assert f"| base | {ours:.1f} (37.8, {ours - 37.8:+.1f}) |" in report
-    assert "figures/curve.png" in report and "figures/huddledness-0.png" in report
+    assert "figures/curve-0.png" in report and "figures/huddledness-0.png" in report
     told = bench.trackers[-1].told
     tags = {args[0]: args[1] for name, args in told if name == "log_tags"}
     assert tags["mr"]["column.network"] == "mr" and tags["mr"]["mrrcnn.table"] == "table"
+    assert tags["mr"]["mrrcnn.columns"] == "network" and tags["pipeline"]["mrrcnn.failed"] == ""
     metrics = {args[0]: args[1] for name, args in told if name == "log_metrics"}
     assert metrics["base"]["minus_paper_box_AP"] == pytest.approx(ours - 37.8)

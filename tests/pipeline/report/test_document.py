@@ -233,12 +233,14 @@ def test_blocks_render_in_both_forms(tmp_path):
     blocks = [
         Heading("H & M", 1),
         Text("gone", warning=True),
-        Table(["a", "b"], [["x", "1"]]),
+        Table(["a", "b", "c"], [["x", "-1.5 (2.0, -3.5)", "1a y"], ["y", "- (2.0)", "-"]]),
         Figure(tmp_path / "a.png", "c"),
     ]
     assert to_markdown(blocks, tmp_path) == (
-        "# H &amp; M\n\n> **gone**\n\n| a | b |\n| --- | ---: |\n| x | 1 |\n\n![c](a.png)\n\n*c*\n"
+        "# H &amp; M\n\n> **gone**\n\n| a | b | c |\n| --- | ---: | --- |\n"
+        "| x | -1.5 (2.0, -3.5) | 1a y |\n| y | - (2.0) | - |\n\n![c](a.png)\n\n*c*\n"
     )
     page = to_html(blocks, "t")
-    assert "<h1>H &amp; M</h1>" in page and '<p class="warning">gone</p>' in page and "<td>1</td>" in page
+    assert "<h1>H &amp; M</h1>" in page and '<p class="warning">gone</p>' in page
+    assert '<tr><td>y</td><td class="number">- (2.0)</td><td>-</td></tr>' in page
     assert Path(tmp_path / "a.png").exists()
