@@ -20,16 +20,17 @@ def say(line: str) -> None:
 def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table: drawn on a terminal, one plain line a row otherwise."""
     if not sys.stdout.isatty():
-        widths = [max(len(row[place]) for row in [columns, *rows]) for place in range(len(columns))]
+        shown = [columns, *rows] if any(columns) else rows
+        widths = [max(len(row[place]) for row in shown) for place in range(len(columns))]
         say(title)
-        for row in [columns, *rows]:
+        for row in shown:
             say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=Text(title))
+    table = Table(*columns, title=Text(title), show_header=any(columns))
     for row in rows:
         # Text: brackets in a cell are no markup.
         table.add_row(*map(Text, row))

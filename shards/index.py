@@ -1,6 +1,5 @@
-"""The index beside each shard and the description of the whole, in memory as flat arrays."""
+"""The index beside each shard, in memory as flat arrays."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +8,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from shards.errors import BadInput
-from shards.storage.files import encode_json
 from shards.storage.store import Store
 
-FORMAT = 1
-DESCRIPTION = "dataset.json"
-SEAL = "description_sha256"
 FETCHERS = 16
 
 
@@ -89,40 +83,6 @@ class Index:
         return Member(
             int(row["shard"]), extension, int(row["offset"][which]), int(row["size"][which]), digest
         )
-
-
-def read_description(store: Store) -> dict:
-    """Return the content of dataset.json.
-
-    Raises:
-        BadInput: no finished data set there, or the file is not as it was written.
-    """
-    name = store.name(DESCRIPTION)
-    content = store.description(DESCRIPTION)
-    try:
-        description = json.loads(content)
-    except (ValueError, RecursionError):
-        raise BadInput(f"{name}: is not JSON; make the shards again") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise BadInput(f"{name}: is not of format {FORMAT}; make the shards again with this version")
-    if not is_intact(description):
-        raise BadInput(f"{name}: was changed since it was written; copy it again or make the shards again")
-    return description
-
-
-def sealed(description: dict) -> dict:
-    """Return the description with the checksum of all it says, which no edit or damage will match."""
-    rest = {name: value for name, value in description.items() if name != SEAL}
-    return {**rest, SEAL: hashlib.sha256(encode_json(rest)).hexdigest()}
-
-
-def is_intact(description: dict) -> bool:
-    """Return whether a description is as it was written; one of before there were seals counts as such."""
-    try:
-        return SEAL not in description or description == sealed(description)
-    except (ValueError, RecursionError):
-        # NaN, or a tree too deep: neither was ever written.
-        return False
 
 
 def read_index(store: Store, description: dict) -> Index:

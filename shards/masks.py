@@ -78,7 +78,9 @@ def run_lengths(counts: Sequence[int] | str | bytes) -> np.ndarray:
 
 def _compress_runs(segmentation: dict, height: int, width: int) -> RunLengths:
     size = segmentation.get("size")
-    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+    # Readers of COCO files stop at 30.0, and at True for 1.
+    whole = isinstance(size, list | tuple) and all(type(side) is int for side in size)
+    if not whole or list(size) != [height, width]:
         raise BadInput(f"RLE size is {repr(size)[:40]}, the image's [height, width] is [{height}, {width}]")
     runs = run_lengths(segmentation.get("counts"))
     if runs.sum() != height * width:

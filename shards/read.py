@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
+from shards.description import read_description
 from shards.errors import CorruptSample
-from shards.index import Index, Member, read_description, read_index
+from shards.index import Index, Member, read_index
 from shards.masks import decode_mask
 from shards.storage.cache import Cache
 from shards.storage.store import open_store

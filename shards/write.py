@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shards.description import DESCRIPTION, FORMAT, is_intact, sealed
 from shards.errors import BadInput
-from shards.index import DESCRIPTION, FORMAT, index_name, is_intact, sealed
+from shards.index import index_name
 from shards.pool import Spread, processes
 from shards.source_images import note_images
 from shards.storage.files import encode_json
 from shards.storage.folder import Folder, LocalFolder, folder_at
-from shards.storage.remote import shown
+from shards.storage.remote import WEB, shown
 from shards.tars import plan_shards, write_shard
 from shards.validation.check_image import MAX_PIXELS, check_image, leads_out
 from shards.validation.findings import Refused, refuse_errors, report_of
@@ -24,7 +25,6 @@ from shards.validation.validate import Record, useful_workers, validate
 
 PROGRESS = "progress.json"
 REPORT = "report.json"
-WEB = ("http://", "https://")
 
 
 def write_shards(
@@ -56,7 +56,8 @@ def write_shards(
         repair: clip boxes, take boxes and areas from the masks, drop annotations without a usable mask.
         max_pixels: an image of more pixels (width x height) is an error and is not decoded.
         shard_size_mb: a shard is closed when it would grow beyond this many MiB.
-        name: shards are called NAME-000000.tar; by default as the annotation file.
+        name: shards are called NAME-000000.tar; by default as the annotation file, or "shard" where that has
+            no letter or digit of ASCII.
         spreading: what yields a `map` in order to be used in place of processes of this machine.
 
     Raises:
@@ -93,7 +94,7 @@ def _identity(
         "image_sizes_sha256": _hash_image_sizes(source, originals),
         **options,
         "shard_size_mb": shard_size_mb,
-        "name": _shard_name(PurePosixPath(source.file).stem if name is None else name),
+        "name": _shard_name(name) if name is not None else _name_after(source.file),
     }
 
 
@@ -131,10 +132,20 @@ def _make_folder(out: Folder) -> None:
 
 
 def _shard_name(name: str) -> str:
-    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
-    if not safe.strip("_"):
+    safe = _safe(name)
+    if not safe:
         raise BadInput(f"shards cannot be named {name!r}; use letters, digits, - and _")
     return safe
+
+
+def _name_after(file: str) -> str:
+    # A file may be named in any script.
+    return _safe(PurePosixPath(file).stem) or "shard"
+
+
+def _safe(name: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
+    return safe if safe.strip("_") else ""
 
 
 def _hash_image_sizes(source: Source, images: Folder) -> str:

@@ -1,6 +1,7 @@
 """A look at finished shards: every byte verified, what is in them counted and drawn."""
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +39,14 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: 
         be drawn), "statistics" (path). Damaged samples are left out of the counts of instances.
 
     Raises:
-        BadInput: no finished data set there, or a damaged index; a URL without `out`.
+        BadInput: no finished data set there, or a damaged index; a URL without `out`, or a folder in which
+            the pictures cannot be written.
     """
     if out is None and is_remote(directory):
         raise BadInput(f"{shown(directory)}: is a URL; give --out, a folder for the two pictures")
     dataset = ShardDataset(directory, cache=cache)
+    path = Path(out) if out else local_path(directory) / SHEET
+    _check_writable(path.parent)
     absent, damaged = _check_shards(dataset)
     whole, complaints = [], []
     tally = Tally({category["id"]: category["name"] for category in dataset.categories})
@@ -58,8 +62,6 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: 
             continue
         whole.append(place)
         tally.add(sample)
-    path = Path(out) if out else local_path(directory) / SHEET
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = dataset.entries.rows
     return {
         "damaged": damaged,
@@ -70,6 +72,13 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: 
         "contact_sheet": draw_sheet(dataset, whole, path),
         "statistics": draw_charts(rows, tally, path.with_name(CHARTS)),
     }
+
+
+def _check_writable(folder: Path) -> None:
+    # Before all is read, which may take hours.
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise BadInput(f"{folder}: may not be written to; give --out, a folder for the two pictures")
 
 
 def _check_shards(dataset: ShardDataset) -> tuple[set[int], list[str]]:
@@ -88,10 +97,12 @@ def _damage(dataset: ShardDataset, shard: dict) -> list[str]:
     name = dataset.store.name(shard["name"])
     for _ in range(2):
         with dataset.store.open(shard) as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == shard["sha256"]:
-                return []
+            whole = hashlib.file_digest(stream, "sha256").hexdigest() == shard["sha256"]
             stream.seek(0)
+            # Also where it is whole: data sets come from elsewhere, checksums and all.
             strangers = list(_strangers(stream, name))
+        if whole:
+            return strangers
         # A second look: at the shard itself if that was a copy in the cache.
         dataset.store.forget(shard)
     remedy = "copy it again or make the shards again"
@@ -111,7 +122,8 @@ def _complaints(dataset: ShardDataset, place: int) -> list[str]:
 def _strangers(stream: BinaryIO, path: str) -> Iterator[str]:
     """Name members that unpacking could write elsewhere: no shard of ours has any."""
     try:
-        with tarfile.open(fileobj=stream) as tar:
+        # Unpacked as it is: what is compressed is no shard, and might unpack to any size.
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
             strange = [member.name for member in tar if not member.isfile() or "/" in member.name]
     except tarfile.TarError as error:
         yield f"{path}: is no tar file any more ({error}); copy it again"

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote, unquote
 
 from shards.storage.files import only_writer, sha256_of, whole_or_absent, write_atomic
-from shards.storage.remote import is_remote, local_path, persistently, read_file, shown
+from shards.storage.remote import WEB, is_remote, local_path, persistently, read_file, shown
 
 # Of errors that drivers raise without a number.
 NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
@@ -181,7 +182,8 @@ class RemoteFolder:
         return nullcontext()
 
     def _url_of(self, name: str) -> str:
-        return f"{self.url.rstrip('/')}/{name}"
+        # To a web server a # or ? would end the name, and % begin a code.
+        return f"{self.url.rstrip('/')}/{quote(name) if self.url.startswith(WEB) else name}"
 
 
 Folder = LocalFolder | RemoteFolder
@@ -225,8 +227,9 @@ def _size(files: Any, path: str) -> int:
 
 
 def _listed(files: Any, root: str) -> dict[str, int]:
-    start = len(root.rstrip("/")) + 1
-    return {path[start:]: entry["size"] for path, entry in _fresh(files).find(root, detail=True).items()}
+    start, named = len(root.rstrip("/")) + 1, unquote if root.startswith(WEB) else str
+    found = _fresh(files).find(root, detail=True)
+    return {named(path[start:]): entry["size"] for path, entry in found.items()}
 
 
 def _at_once(path: str, flags: int) -> int:

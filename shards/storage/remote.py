@@ -21,6 +21,7 @@ TRIES = 4
 # Doubled after each try: 7 seconds in all, as long as a store takes that asks its callers to slow down.
 PAUSE_S = 1.0
 LOCAL = "file://"
+WEB = ("http://", "https://")
 REFUSED = (401, 403)
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 # Of the disk that is written to: no fault of the store's, and no better a second later.

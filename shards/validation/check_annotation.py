@@ -1,12 +1,14 @@
 """Whether an annotation agrees with its image and with itself."""
 
 from dataclasses import replace
+from typing import Any
 
 from shards.errors import BadInput
 from shards.masks import measure_mask
 from shards.storage.files import encode_json
 from shards.validation.findings import ACTION, Finding
-from shards.validation.repair import repaired
+from shards.validation.forms import in_cocos_form
+from shards.validation.repair import Mask, repaired
 from shards.validation.source import NOT_FINITE, ImageRow, encoded_or_none, is_number, unfit_fields
 
 AREA_SHARE, AREA_PX = 0.15, 30
@@ -17,6 +19,9 @@ EDGE_PX = 1e-3
 MIN_SIDE_PX = 1e-2
 # NaN in these is told by their own checks, and the mask may decide what to put there.
 CHECKED = {"bbox", "area", "segmentation"}
+
+# (severity, kind, message, remedy)
+Fault = tuple[str, str, str, str]
 
 
 def check_annotation(
@@ -29,7 +34,7 @@ def check_annotation(
     """
     encoded = encoded_or_none(annotation)
     unfit = [] if encoded is not None else _unfit(annotation)
-    faults, measured = (unfit, None) if unfit else _faults(annotation, row)
+    faults, mask = (unfit, None) if unfit else _faults(annotation, row)
     if not faults:
         return encoded, []
     ids = {"image_id": row.image_id, "annotation_id": annotation["id"]}
@@ -39,14 +44,14 @@ def check_annotation(
     ]
     if unfit:
         return None, findings
-    mended, findings = repaired(annotation, findings, measured, row)
+    mended, findings = repaired(annotation, findings, mask, row)
     if not repair:
         return encoded, findings
     findings = [replace(finding, action=finding.repair or finding.action) for finding in findings]
     return None if mended is None else encode_json(mended), findings
 
 
-def _unfit(annotation: dict) -> list[tuple[str, str, str, str]]:
+def _unfit(annotation: dict) -> list[Fault]:
     """Return a fault for each field that JSON or its readers cannot hold, and no other check tells of."""
     return [
         ("error", "not_finite", f"{name!r:.40} holds {what}", "correct or remove it")
@@ -59,27 +64,52 @@ def _is_checked(name: str, value: object) -> bool:
     return name in CHECKED and not (isinstance(value, dict) and value.keys() - {"size", "counts"})
 
 
-def _faults(annotation: dict, row: ImageRow) -> tuple[list[tuple[str, str, str, str]], list[float] | None]:
-    """Return (severity, kind, message, remedy) of each fault and `[x, y, w, h, area]` of the mask."""
+def _faults(annotation: dict, row: ImageRow) -> tuple[list[Fault], Mask | None]:
+    """Return all faults of an annotation, and its mask if that can be used."""
     faults = _box_faults(annotation.get("bbox"), row) + _flag_faults(annotation)
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        remedy = "add a polygon or an RLE, or remove the annotation"
-        return [*faults, ("error", "segmentation_missing", "has no segmentation", remedy)], None
-    try:
-        measured = measure_mask(segmentation, row.height, row.width)
-    except BadInput as error:
-        remedy = "draw it again or remove the annotation"
-        return [*faults, ("error", _segmentation_kind(str(error)), str(error), remedy)], None
-    if not measured[4]:
-        remedy = "draw it again or remove the annotation"
-        return [*faults, ("warning", "mask_empty", "its mask covers no pixel of the image", remedy)], None
+    mask, fault = _mask(annotation.get("segmentation"), row)
+    faults += fault
+    if mask is None:
+        return faults, None
     kinds = {kind for severity, kind, *_ in faults if severity == "error"}
     if "area_malformed" not in kinds:
-        faults += _area_disagreement(annotation.get("area"), measured[4])
+        faults += _area_disagreement(annotation.get("area"), mask.area)
     if not kinds & {"box_malformed", "box_outside"}:
-        faults += _box_disagreement(annotation["bbox"], measured[:4])
-    return faults, measured
+        faults += _box_disagreement(annotation["bbox"], mask.box)
+    return faults, mask
+
+
+def _mask(segmentation: Any, row: ImageRow) -> tuple[Mask | None, list[Fault]]:
+    remedy = "draw it again or remove the annotation"
+    if not segmentation:
+        add = "add a polygon or an RLE, or remove the annotation"
+        return None, [("error", "segmentation_missing", "has no segmentation", add)]
+    try:
+        mask, faults = _measured(segmentation, row), []
+    except BadInput as error:
+        mask, faults = _meant(segmentation, str(error), row)
+        if mask is None:
+            return None, [("error", _segmentation_kind(str(error)), str(error), remedy)]
+    if not mask.area:
+        return None, [*faults, ("warning", "mask_empty", "its mask covers no pixel of the image", remedy)]
+    return mask, faults
+
+
+def _measured(segmentation: Any, row: ImageRow) -> Mask:
+    *box, area = measure_mask(segmentation, row.height, row.width)
+    return Mask(segmentation, box, area)
+
+
+def _meant(segmentation: Any, refusal: str, row: ImageRow) -> tuple[Mask | None, list[Fault]]:
+    """Return the mask of what can be meant by a segmentation that was refused, and the fault that it is."""
+    meant, form = in_cocos_form(segmentation)
+    try:
+        mask = _measured(meant, row)
+    except BadInput:
+        return None, []
+    if form is None:
+        return mask, [("error", _segmentation_kind(refusal), refusal, "leave it out (--repair)")]
+    return mask, [("error", "segmentation_form", f"segmentation {form}", "write it as COCO does (--repair)")]
 
 
 def _segmentation_kind(message: str) -> str:
@@ -94,7 +124,7 @@ def _segmentation_kind(message: str) -> str:
     return "segmentation_malformed"
 
 
-def _box_faults(box: object, row: ImageRow) -> list[tuple[str, str, str, str]]:
+def _box_faults(box: object, row: ImageRow) -> list[Fault]:
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(number) for number in box):
         return [
             ("error", "box_malformed", f"bbox is {repr(box)[:60]}", "give [x, y, width, height] in pixels")
@@ -116,7 +146,7 @@ def _box_faults(box: object, row: ImageRow) -> list[tuple[str, str, str, str]]:
     return faults
 
 
-def _flag_faults(annotation: dict) -> list[tuple[str, str, str, str]]:
+def _flag_faults(annotation: dict) -> list[Fault]:
     faults = []
     if annotation.get("iscrowd", 0) not in (0, 1):
         faults.append(("error", "annotation_malformed", "iscrowd is neither 0 nor 1", "correct it"))
@@ -128,7 +158,7 @@ def _flag_faults(annotation: dict) -> list[tuple[str, str, str, str]]:
     return faults
 
 
-def _area_disagreement(area: float | None, measured: float) -> list[tuple[str, str, str, str]]:
+def _area_disagreement(area: float | None, measured: float) -> list[Fault]:
     remedy = "take it from the mask (--repair)"
     if area is None:
         return [("warning", "area_missing", "has no area", remedy)]
@@ -138,7 +168,7 @@ def _area_disagreement(area: float | None, measured: float) -> list[tuple[str, s
     return []
 
 
-def _box_disagreement(box: list[float], measured: list[float]) -> list[tuple[str, str, str, str]]:
+def _box_disagreement(box: list[float], measured: list[float]) -> list[Fault]:
     if max(abs(one - other) for one, other in zip(box, measured, strict=True)) <= BBOX_PX:
         return []
     message = f"bbox is {box}, its mask's is {measured}"

@@ -16,7 +16,7 @@ from shards.storage.folder import Folder
 from shards.validation.findings import ACTION, Finding
 from shards.validation.heard import heard_errors
 from shards.validation.jpeg import decodes
-from shards.validation.png import DAMAGE, SIGNATURE, unsafe_png
+from shards.validation.png import DAMAGE, DEPTH, SIGNATURE, unsafe_png
 from shards.validation.source import ImageRow
 
 EXTENSIONS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -37,6 +37,19 @@ OTHER_FORMATS = {
 # The EXIF orientations that are not "as stored"; from 5 on they swap width and height.
 TURNED = range(2, 9)
 SWAPPED = range(5, 9)
+# What trains as RGB, and is not the same as RGB to everyone.
+ALPHA = (
+    "has an alpha channel, which training does not see",
+    "flatten it, if any pixel is transparent",
+)
+MODES = {
+    "1": ("is black and white", "nothing: it trains as RGB"),
+    "L": ("is greyscale", "nothing: it trains as RGB"),
+    "LA": ALPHA,
+    "RGBA": ALPHA,
+    "CMYK": ("is CMYK, which training turns into RGB without a profile", "convert it, if its colours matter"),
+}
+DEEP = ("has 16 bits a channel, of which training sees the upper 8", "scale it to 8, if it fills fewer")
 # What is wrong with a name or a file; anything else is wrong with the disk or the network.
 ABSENT = FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
 UNUSABLE = {errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
@@ -62,8 +75,8 @@ def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFi
 
     A JPEG passes if its markers and tables are such that training's decoder reads it to the last row; that
     decoder itself is asked of all others: greyscale, CMYK, palette and 16-bit images decode to RGB as they
-    are. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is damage that the decoder
-    passes over, where it is asked. Errors have action "refused".
+    are, and are listed. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is damage
+    that the decoder passes over, where it is asked. Errors have action "refused".
 
     Args:
         max_pixels: width x height beyond which an image is not decoded.
@@ -121,7 +134,8 @@ def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
         reason = error.strerror or "no such file"
     except ValueError:
         reason = "no usable name"
-    return b"", [("error", "image_missing", f"cannot be read ({reason})", RESTORE)]
+    remedy = "restore the file, correct --images, or remove the image"
+    return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
 
 
 def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
@@ -130,7 +144,7 @@ def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Faul
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
             faults = _header_faults(image, row, max_pixels) or _pixel_faults(image, content)
-            return [*faults, *_turn_faults(_orientation(image))]
+            return [*faults, *_turn_faults(_orientation(image)), *_mode_faults(image.mode, content)]
     except UnidentifiedImageError:
         form = _other_format(content)
         if form is not None:
@@ -216,6 +230,12 @@ def _turn_faults(orientation: int) -> list[Fault]:
     message = f"has EXIF orientation {orientation}, which viewers follow and training does not"
     remedy = "check that its boxes fit the pixels as stored, or turn those and remove the orientation"
     return [("warning", "image_orientation", message, remedy)]
+
+
+def _mode_faults(mode: str, content: bytes) -> list[Fault]:
+    deep = content.startswith(SIGNATURE) and content[DEPTH] == 16
+    told = DEEP if deep else MODES.get(mode)
+    return [("warning", "image_mode", *told)] if told else []
 
 
 def _orientation(image: Image.Image) -> int:

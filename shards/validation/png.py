@@ -8,6 +8,8 @@ import zlib
 from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Where the bits of a channel stand, if the head is the first chunk.
+DEPTH = 24
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 EXCESS = 1 << 16
 # What Pillow raises on damage, depending on where it sits; SyntaxError is for broken PNG chunks.

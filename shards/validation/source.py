@@ -159,8 +159,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
     if len(found) < len(pairs):
         twice = next((name for name, value in pairs if value != found[name]), None)
         if twice is not None:
-            shown_name = repr(twice)[:40]
-            raise BadInput(f"an object has two different values of {shown_name}; leave one, or merge them")
+            # The place in the file is not known here; most objects of COCO have an id.
+            whose = f"the object with id {repr(found['id'])[:40]}" if "id" in found else "an object"
+            raise BadInput(f"{whose} has two different values of {twice!r:.40}; leave one, or merge them")
     return found
 
 
@@ -174,20 +175,28 @@ def _parts(tree: dict, file: str) -> tuple[list, list, list[dict]]:
     images, annotations, categories = lists
     if not images:
         raise BadInput(f"{file}: holds no images; the data set is empty, give one with images")
+    if annotations and not categories:
+        raise BadInput(f"{file}: has annotations and no categories; add the list that category_id is of")
     _check_categories(categories, file)
     return images, annotations, sorted(categories, key=lambda category: category["id"])
 
 
 def _check_categories(categories: list, file: str) -> None:
     for place, category in enumerate(categories):
-        named = isinstance(category, dict) and isinstance(category.get("name"), str)
-        if not named or type(category.get("id")) is not int or abs(category["id"]) > MAX_IMAGE_ID:
+        if not _is_category(category):
             raise BadInput(f"{file}: category number {place} lacks a whole-number id or a name; add it")
         for name, what in unfit_fields(category).items():
             raise BadInput(f"{file}: category {category['id']}: {name!r:.40} holds {what}; remove it")
     twice = [key for key, count in Counter(category["id"] for category in categories).items() if count > 1]
     if twice:
         raise BadInput(f"{file}: category id {twice[0]} is used twice; give each category its own id")
+
+
+def _is_category(category: Any) -> bool:
+    if not isinstance(category, dict) or type(category.get("id")) is not int:
+        return False
+    named = isinstance(category.get("name"), str) and category["name"].strip()
+    return bool(named) and abs(category["id"]) <= MAX_IMAGE_ID
 
 
 def _unique_images(images: list, file: str, findings: list[Finding]) -> dict[int, dict]:

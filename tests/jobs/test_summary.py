@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jobs.cli import main
+from jobs.console import show_table
 from jobs.summary import show_findings, showing_findings
 from shards.errors import BadInput
 from shards.synthetic.synth import write_synthetic
@@ -85,3 +86,8 @@ def test_an_old_report_is_not_shown_for_another_fault(capsys, damaged):
 def test_the_cap_of_pixels_is_an_option(capsys, damaged):
     assert shard(damaged, "--max-pixels", "4095") == 2
     assert "image_pixels" in capsys.readouterr().out
+
+
+def test_a_table_without_headings_has_no_line_for_them(capsys):
+    show_table("shards", ["", ""], [["images", "3"], ["crowds", "12"]])
+    assert capsys.readouterr().out == "shards\n  images  3\n  crowds  12\n"

@@ -93,5 +93,5 @@ def test_the_statistics_name_the_largest_categories_and_count_the_others(capsys)
     counts = {f"kind {number}": number for number in range(40)}
     show_statistics({"images": 3, "categories": counts, "damaged": ["a.tar: is missing"], "complaints": []})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert [lines[5], lines[34], lines[35]] == ["kind 39 39", "kind 10 10", "10 more 45"]
+    assert [lines[4], lines[33], lines[34]] == ["kind 39 39", "kind 10 10", "10 more 45"]
     assert lines[-1] == "a.tar: is missing"

@@ -245,6 +245,16 @@ def test_arguments_out_of_range_are_refused(case, options):
     assert not list(case.root.glob("**/*.tar"))
 
 
+def test_an_annotation_file_may_be_named_in_any_script(case):
+    case.shard()
+    other = case.json.rename(case.root / "标注.json")
+    description = write_shards(case.images, other, case.root / "other")
+    assert [shard["name"] for shard in description["shards"]] == ["shard-000000.tar"]
+    assert (case.root / "other/shard-000000.tar").read_bytes() == (
+        case.out / "instances-000000.tar"
+    ).read_bytes()
+
+
 def test_a_finished_folder_that_was_damaged_is_mended_with_the_same_bytes(synthetic, tmp_path, cut_small):
     shard(synthetic, tmp_path)
     before = digests(tmp_path)

@@ -1,5 +1,8 @@
 """Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
 
+import gzip
+import hashlib
+import json
 import re
 import shutil
 import tarfile
@@ -8,6 +11,7 @@ import pytest
 from PIL import Image
 
 from shards.boxes import huddled, largest_overlap
+from shards.description import sealed
 from shards.errors import BadInput
 from shards.inspection import charts
 from shards.inspection.inspect import inspect_shards
@@ -54,11 +58,22 @@ def test_even_a_byte_between_members_is_noticed(case):
     assert "do not match their checksum" in inspect_shards(case.out)["damaged"][0]
 
 
-def test_a_member_that_could_be_unpacked_elsewhere_is_named(case):
+@pytest.mark.parametrize("checksums", ["of before", "its own"])
+@pytest.mark.parametrize("member", ["../escaped", "/etc/escaped", "link"])
+def test_a_member_that_could_be_unpacked_elsewhere_is_named(case, member, checksums):
     case.shard()
-    with tarfile.open(case.out / "instances-000000.tar", "a") as tar:
-        tar.addfile(tarfile.TarInfo("../escaped"))
-    assert any("'../escaped'" in line for line in inspect_shards(case.out)["damaged"])
+    shard, described = case.out / "instances-000000.tar", case.out / "dataset.json"
+    with tarfile.open(shard, "a") as tar:
+        info = tarfile.TarInfo(member)
+        info.type = tarfile.SYMTYPE if member == "link" else tarfile.REGTYPE
+        tar.addfile(info)
+    if checksums == "its own":
+        tree = json.loads(described.read_text())
+        tree["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+        described.write_text(json.dumps(sealed(tree)))
+    damaged = inspect_shards(case.out)["damaged"]
+    assert any(f"holds '{member}', which this program did not write" in line for line in damaged)
+    assert len(damaged) == (1 if checksums == "its own" else 2)
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(5, True), (6, False)])
@@ -156,3 +171,23 @@ def test_shards_behind_a_url_are_inspected_as_those_of_a_directory(case, tmp_pat
             "damaged"
         ], "shard and sample, as of a directory"
         assert len(damaged) == 2
+
+
+def test_a_folder_that_takes_no_pictures_is_refused_before_anything_is_read(case, monkeypatch):
+    case.shard()
+    (case.out / "instances-000000.tar").unlink()
+    monkeypatch.setattr("shards.inspection.inspect.os.access", lambda folder, mode: False)
+    with pytest.raises(BadInput, match=f"{case.out}: may not be written to; give --out"):
+        inspect_shards(case.out)
+
+
+NO_TARS = {"empty": b"", "text": b"no tar" * 200, "packed": gzip.compress(bytes(10_000))}
+
+
+@pytest.mark.parametrize("damage", NO_TARS.values(), ids=NO_TARS)
+def test_what_is_no_tar_any_more_is_one_line_and_is_not_unpacked(case, damage):
+    case.shard()
+    (case.out / "instances-000000.tar").write_bytes(damage)
+    damaged = inspect_shards(case.out)["damaged"]
+    assert any("is no tar file any more" in line for line in damaged)
+    assert all("\n" not in line for line in damaged)

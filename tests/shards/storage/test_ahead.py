@@ -3,7 +3,7 @@
 import pytest
 
 from shards import write
-from shards.index import DESCRIPTION
+from shards.description import DESCRIPTION
 from shards.order import SampleOrder
 from shards.read import ShardDataset
 from shards.storage import remote

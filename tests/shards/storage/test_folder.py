@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
 from shards.errors import BadInput
 from shards.storage import remote
@@ -193,3 +194,17 @@ def test_local_paths_do_without_fsspec():
     root = Path(__file__).parents[3]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "fsspec" not in run.stdout.split() and "torch" not in run.stdout.split()
+
+
+def test_a_web_server_gives_images_whatever_stands_in_their_names(case):
+    names = ("a b.jpg", "sub/50%.jpg", "no#1.jpg", "why?.jpg")
+    for image, name in zip(sorted(case.tree["images"], key=lambda image: image["id"]), names, strict=True):
+        (case.images / image["file_name"]).rename(case.images / name)
+        image["file_name"] = name
+    Image.new("RGB", (40, 30)).save(case.images / names[2])  # was a PNG
+    local = case.shard()
+    with served(case.root) as server:
+        there = write_shards(f"{server.url}/images", case.json, case.root / "from the web")
+        images = folder_at(f"{server.url}/images")
+        assert set(images.sizes([*names, "absent.jpg"])) == {None, -1}, "such a server lists no sizes"
+    assert there["shards"] == local["shards"] and there["hash"] == local["hash"]

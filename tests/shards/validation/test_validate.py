@@ -113,7 +113,10 @@ def test_each_error_can_be_skipped_and_is_counted_and_listed(case, kind):
         (b"[]", "holds no JSON object"),
         (b'{"images": [{"id": 1}], "annotations": [], "images": []}', "two different values of 'images'"),
         (b'{"images": [{"id": 1, "x": {"a": 1, "a": 2}}]}', "two different values of 'a'"),
+        (b'{"annotations": [{"id": 7, "bbox": 1, "bbox": 2}]}', "object with id 7 has two different values"),
         (b'{"images": {}}', "'images' is no list"),
+        (b'{"images": [1], "annotations": [1]}', "has annotations and no categories; add"),
+        (b'{"images": [1], "categories": [{"id": 1, "name": " "}]}', "category number 0"),
         (b'{"images": [], "annotations": []}', "holds no images"),
         (b'{"images": [1], "categories": [{"id": "1", "name": "a"}]}', "category number 0"),
         (
