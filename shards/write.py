@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tqdm import tqdm
+
 from shards.description import DESCRIPTION, FORMAT, is_intact, sealed
 from shards.errors import BadInput
 from shards.index import index_name
@@ -247,7 +249,8 @@ def _write_all(
 ) -> dict:
     out.write(PROGRESS, encode_json(identity))
     plan = plan_shards(records, identity["name"], identity["shard_size_mb"] << 20)
-    shards = list(spread(partial(write_shard, images=images, out=out), plan))
+    written = spread(partial(write_shard, images=images, out=out), plan)
+    shards = list(tqdm(written, "writing", unit=" shards", disable=None))
     description = sealed(
         {
             "format": FORMAT,

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+from tqdm import tqdm
+
 from shards.errors import BadInput
 from shards.pool import Spread
 from shards.storage.files import encode_json
@@ -63,9 +65,12 @@ def validate(
         skip=on_bad == "skip",
         annotated=source.has_annotations,
     )
-    for chunk_records, chunk_findings in spread(check, _chunks(source.rows)):
-        records += chunk_records
-        findings += chunk_findings
+    # None: on a terminal only.
+    with tqdm(total=len(source.rows), desc="checking", unit=" images", disable=None) as progress:
+        for chunk_records, chunk_findings in spread(check, _chunks(source.rows)):
+            records += chunk_records
+            findings += chunk_findings
+            progress.update(min(CHUNK, len(source.rows) - progress.n))
     return records, [replace(f, action=rename.get(f.action, f.action)) for f in findings]
 
 

@@ -333,3 +333,18 @@ def test_new_times_of_the_same_images_write_no_shard_again_and_are_looked_into_o
     assert digests(case.out) == before and shard.stat().st_mtime_ns == stamp
     monkeypatch.setattr("shards.write.validate", None)
     case.shard()
+
+
+def test_progress_is_told_on_a_terminal_and_nowhere_else(case, tmp_path):
+    """A log of a job has no line for every second of sharding; who sits before it sees that it goes on."""
+    case.json.write_text(json.dumps(case.tree))
+    command = [sys.executable, "-m", "jobs.cli", "shard", "--images", str(case.images)]
+    command += ["--annotations", str(case.json), "--workers", "1", "--out"]
+    ours, theirs = os.openpty()
+    subprocess.run([*command, str(tmp_path / "seen")], stderr=theirs, stdout=subprocess.DEVNULL, check=True)
+    os.close(theirs)
+    seen = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "checking" in seen and "writing" in seen
+    quiet = subprocess.run([*command, str(tmp_path / "logged")], capture_output=True, text=True, check=True)
+    assert "checking" not in quiet.stderr + quiet.stdout
