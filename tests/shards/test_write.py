@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import termios
 from pathlib import Path
 
 import pytest
@@ -341,6 +342,7 @@ def test_progress_is_told_on_a_terminal_and_nowhere_else(case, tmp_path):
     command = [sys.executable, "-m", "jobs.cli", "shard", "--images", str(case.images)]
     command += ["--annotations", str(case.json), "--workers", "1", "--out"]
     ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     subprocess.run([*command, str(tmp_path / "seen")], stderr=theirs, stdout=subprocess.DEVNULL, check=True)
     os.close(theirs)
     seen = os.read(ours, 10_000).decode()
