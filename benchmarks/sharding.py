@@ -15,6 +15,8 @@ from webdataset import ShardWriter
 
 from shards.boxes import box_of
 from shards.masks import decode_mask
+from shards.storage.files import flush
+from shards.storage.folder import LocalFolder
 from shards.validation.check_annotation import check_annotation
 from shards.validation.jpeg import decodes
 from shards.validation.source import Source, read_source
@@ -41,14 +43,18 @@ class Files:
         """Return the image objects, by increasing id."""
         return sorted(json.loads(self.annotations.read_bytes())["images"], key=lambda row: row["id"])
 
+    def names(self) -> list[str]:
+        """Return the file names of the images in that order."""
+        return [row["file_name"] for row in self.rows()]
+
 
 def contenders(files: Files, workers: int) -> dict[str, Callable[[int], object]]:
     """Return the ways to shard."""
-    shard_mb = shard_size_mb(files, workers)
+    shard_mb, names = shard_size_mb(files, workers), files.names()
     return {
         "ours": lambda turn: ours(files, workers, shard_mb),
         "ShardWriter": lambda turn: shard_writer(files, shard_mb),
-        "tar and SHA-256": lambda turn: tar_and_sha256(files),
+        "tar and SHA-256": lambda turn: tar_and_sha256(files, names),
     }
 
 
@@ -58,15 +64,16 @@ def pieces(files: Files, workers: int) -> dict[str, Callable[[int], object]]:
     "not in it" is what ours leaves to `mrrcnn inspect`.
     """
     shard_mb = shard_size_mb(files, workers)
-    source = read_source(files.annotations)
+    source, names = read_source(files.annotations), files.names()
     return {
         "ours, one process": lambda turn: ours(files, 1, shard_mb),
         "part: read the annotation file": lambda turn: read_source(files.annotations),
-        "part: read every image (twice in it)": lambda turn: for_each(files, len),
-        "part: read and hash every image (hashed thrice)": lambda turn: for_each(files, hashlib.sha256),
-        "part: read and look at every image": lambda turn: for_each(files, look_at),
+        "part: read every image (twice in it)": lambda turn: for_each(files, names, len),
+        "part: read and hash every image (thrice in it)": lambda turn: for_each(files, names, hashlib.sha256),
+        "part: read and look at every image": lambda turn: for_each(files, names, look_at),
         "part: check and encode every annotation": lambda turn: check_all(source),
-        "not in it: read and decode every image": lambda turn: for_each(files, decode),
+        "part: read every image and write it": lambda turn: write_all(files, names),
+        "not in it: read and decode every image": lambda turn: for_each(files, names, decode),
         "ShardWriter, each image decoded": lambda turn: shard_writer(files, shard_mb, checked=True),
     }
 
@@ -106,22 +113,29 @@ def shard_writer(files: Files, shard_mb: int, checked: bool = False) -> Path:
     return out
 
 
-def tar_and_sha256(files: Files) -> Path:
+def tar_and_sha256(files: Files, names: list[str]) -> Path:
     """Return a tar of the images and the annotation file, after one pass of SHA-256 over it."""
     out = files.scratch / "files.tar"
-    names = files.scratch / "names"
-    names.write_text("".join(f"{row['file_name']}\n" for row in files.rows()))
     annotations = ["-C", files.annotations.parent, files.annotations.name]
-    subprocess.run(["tar", "cf", out, *annotations, "-C", files.images, "-T", names], check=True)
+    command = ["tar", "cf", out, *annotations, "-C", files.images, "-T", "-"]
+    subprocess.run(command, input="\n".join(names).encode(), check=True)
     with open(out, "rb") as stream:
         hashlib.file_digest(stream, "sha256").hexdigest()
     return out
 
 
-def for_each(files: Files, look: Callable[[bytes], object]) -> None:
-    """Read every image, and do something with it."""
-    for row in files.rows():
-        look((files.images / row["file_name"]).read_bytes())
+def for_each(files: Files, names: list[str], look: Callable[[bytes], object]) -> None:
+    """Read every image as ours does, and do something with it."""
+    images = LocalFolder(str(files.images), files.images)
+    for name in names:
+        look(images.read(name))
+
+
+def write_all(files: Files, names: list[str]) -> None:
+    """Read every image, write all into one file, and see it to the disk."""
+    with open(files.scratch / "images", "wb") as stream:
+        for_each(files, names, stream.write)
+        flush(stream)
 
 
 def look_at(content: bytes) -> None:
@@ -152,7 +166,7 @@ def check(files: Files, workers: int) -> None:
     if own != theirs:
         wrong = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
         raise SystemExit(f"bench data: ours and ShardWriter differ in {len(wrong)} members, first {wrong[0]}")
-    with tarfile.open(tar_and_sha256(files)) as tar:
+    with tarfile.open(tar_and_sha256(files, files.names())) as tar:
         packed = {member.name: tar.extractfile(member).read() for member in tar}
     for row in files.rows():
         key = f"{row['id']:012d}{Path(row['file_name']).suffix.lower()}"
