@@ -191,6 +191,8 @@ def _pairs(rows: list[TableRow]) -> Pairs:
         for place, b in enumerate(rows)
         for a in rows[:place]
         if a.group == b.group and a.name in drawn and b.name in drawn
+        # Rows may set other data: resamples of other images are no pairs.
+        if known[a.name]["images"].keys() == known[b.name]["images"].keys()
     }
 
 

@@ -126,6 +126,14 @@ def test_another_table_in_the_same_folder_shares_and_another_setting_does_not(be
     assert tables == {None, "table-seed=1"}
 
 
+def test_what_is_held_out_changes_a_training_only_where_it_decides_when_to_stop(bench):
+    rows = [ROWS[1], {"name": "other", "cells": ["o"], "set": {"data.val": "shards/other"}}]
+    bench.sweep(rows)
+    assert bench.did == ["baseline", "refine", "mr", "other"]
+    bench.sweep(rows, "table", "train.refine.eval_every=10", "train.refine.patience=2")
+    assert bench.did == ["refine", "mr", "refine", "other"]
+
+
 def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(bench, capsys):
     bench.broken = {"refine": JobFailed("no\nluck"), "control": KeyError("ours")}
     assert bench.sweep() == 1

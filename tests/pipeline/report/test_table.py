@@ -85,6 +85,15 @@ def test_where_the_first_row_failed_the_next_takes_its_place(folder, tmp_path, m
     assert "| r0 | - (39.5) | - | - |" in (tmp_path / "report.md").read_text()
 
 
+def test_rows_on_other_images_are_not_paired(folder, tmp_path, monkeypatch):
+    coco, results = random_case(5, images=3)
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other", coco, results, "gone")
+    rows = [*rows_of(folder, 2), TableRow("r2", ("r2",), "g", tmp_path / "other", {}, {})]
+    drawn, first, _ = drawn_and_shown(monkeypatch, rows, tmp_path / "out")
+    assert drawn == first == {("r0", "r1")}
+
+
 def test_two_readings_of_one_row_of_the_paper_have_no_difference_in_it(folder, tmp_path):
     readings, other = rows_of(folder, 2, paper=PAPER), {**PAPER, "id": "s", "AP_b": 39.1, "AP_m": 35.4}
     write_table(FORM, [*readings, TableRow("r2", ("r2",), "g", folder, {}, other)], tmp_path)
