@@ -33,7 +33,8 @@ LEGEND = (
 )
 SURENESS = (
     f"Intervals are 95% paired bootstrap intervals over the held-out images ({RESAMPLES} resamples): they "
-    "speak of the choice of images, not of the training seed. An interval that holds 0 shows no difference."
+    "speak of the choice of images, not of the training seed. An interval that holds 0 does not tell two "
+    "rows apart. Each stands alone: of rows that do not differ, one in twenty leaves 0 out by chance."
 )
 
 
@@ -154,7 +155,7 @@ def _main(form: TableForm, rows: list[TableRow]) -> Table:
 def _cell(ours: float | None, paper: float | None, difference: float | None) -> str:
     if paper is None:
         return _number(ours)
-    beside = "" if difference is None else f", {difference:+.1f}"
+    beside = "" if difference is None else f", {difference:+z.1f}"
     return f"{_number(ours)} ({paper:.1f}{beside})"
 
 
@@ -235,8 +236,8 @@ def _gain(interval: Interval | None, paper: float | None) -> str:
     if interval is None or interval.difference is None:
         return "-"
     low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
-    beside = "" if paper is None else f" ({paper:+.1f})"
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]{beside}"
+    beside = "" if paper is None else f" ({paper:+z.1f})"
+    return f"{middle:+z.1f} [{low:+z.1f}, {high:+z.1f}]{beside}"
 
 
 def _paper_gain(a: dict[str, Any], b: dict[str, Any], name: str) -> float | None:

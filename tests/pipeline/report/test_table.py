@@ -8,7 +8,8 @@ import pytest
 from pipeline.evaluate import measure
 from pipeline.report import table
 from pipeline.report.table import TableForm, TableRow, write_table
-from pipeline.scoring.analysis import analyse
+from pipeline.scoring.analysis import MEASURES, analyse
+from pipeline.scoring.bootstrap import Interval
 from pipeline.scoring.coco_ap import prepare_annotations
 from shards.read import ShardDataset
 from shards.synthetic.synth import write_synthetic
@@ -121,6 +122,26 @@ def test_twenty_rows_are_told_apart_in_the_curves(folder, tmp_path, monkeypatch)
     styles = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines}
     assert len(styles) == 20
     assert len(figures[0].legends[0].get_texts()) == 20 and not figures[0].axes[1].get_legend()
+
+
+def test_no_legend_lies_on_an_interval(folder, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("pipeline.report.curves.save_figure", lambda figure, _: figures.append(figure))
+    interval = Interval(0.01, -0.9, 0.9, 5, 0)
+    found = {name: interval for name, _, _ in MEASURES}
+    table.draw_gains({("a", "b"): found, ("a", "c"): found}, tmp_path / "f.png")
+    figures[0].draw_without_rendering()
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["all instances", "the huddled ones"]
+    for axis in figures[0].axes:
+        assert axis.get_legend() is None and len(axis.lines) == 9
+        assert not legend.get_window_extent().overlaps(axis.get_window_extent())
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus(folder, tmp_path):
+    ours = 100 * measure(COCO, RESULTS)["bbox"]["AP"]
+    write_table(FORM, rows_of(folder, 1, paper={"id": "r", "AP_b": ours + 0.01}), tmp_path)
+    assert f"({ours + 0.01:.1f}, +0.0)" in (tmp_path / "report.md").read_text()
 
 
 def test_figure_5_shows_the_rows_that_it_names(tmp_path):
