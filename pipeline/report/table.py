@@ -74,6 +74,11 @@ class TableRow:
         path = None if self.folder is None else self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
 
+    @property
+    def archives(self) -> list[Path]:
+        """The row's archives for the COCO server; [] where there are annotations."""
+        return [] if self.folder is None else sorted(self.folder.glob("detections_*.zip"))
+
 
 @dataclass(frozen=True)
 class TableForm:
@@ -164,12 +169,7 @@ def _number(value: float | None) -> str:
 
 
 def _archives(rows: list[TableRow]) -> list[Block]:
-    found = [
-        [row.name, archive.name]
-        for row in rows
-        if row.folder is not None
-        for archive in sorted(row.folder.glob("detections_*.zip"))
-    ]
+    found = [[row.name, str(archive)] for row in rows for archive in row.archives]
     if not found:
         return []
     text = "These images have no public annotations. The COCO evaluation server takes these archives:"

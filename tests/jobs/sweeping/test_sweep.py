@@ -198,3 +198,15 @@ def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
     assert tags["mr"]["mrrcnn.columns"] == "network" and tags["pipeline"]["mrrcnn.failed"] == ""
     metrics = {args[0]: args[1] for name, args in told if name == "log_metrics"}
     assert metrics["base"]["minus_paper_box_AP"] == pytest.approx(ours - 37.8)
+
+
+def test_where_archives_for_the_coco_server_are_is_printed(bench, capsys, monkeypatch):
+    def evaluate(job, weights):
+        folder = jobs.sweeping.rows.evaluated_dir(job)
+        folder.mkdir(parents=True)
+        (folder / "detections_test-dev2017_base_results.zip").write_bytes(b"")
+
+    monkeypatch.setattr(jobs.sweeping.rows, "_evaluate", evaluate)
+    assert bench.sweep(ROWS[:1]) == 0
+    (archive,) = bench.folder.glob("runs/evaluated/*/*.zip")
+    assert f"for the COCO server: {archive}" in capsys.readouterr().out
