@@ -106,8 +106,11 @@ def _training_inputs(stage: str, config: Config) -> Values:
     # As the ledger will have them, but for the hashes of what is not there yet: those follow from these.
     nothing = Ledger(Path(), {"stages": {}})
     before = {} if stage == "baseline" else {"baseline": _training_inputs("baseline", config)}
-    shards = dataset_hash(config.data.train, cache_of(config))
-    return {**stage_inputs(stage, config, nothing), **before, "stage": stage, "shards": shards}
+    data = {"shards": dataset_hash(config.data.train, cache_of(config))}
+    if (config.train.baseline if stage == "baseline" else config.train.refine).patience:
+        # When to stop is decided on them.
+        data["held out"] = dataset_hash(config.data.val, cache_of(config))
+    return {**stage_inputs(stage, config, nothing), **before, "stage": stage, **data}
 
 
 def _trained(place: Path, stage: str) -> bool:

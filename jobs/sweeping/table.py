@@ -30,12 +30,14 @@ def save_table(plan: Plan, rows: list[TableRow], tracker: Any) -> None:
 
 
 def show(plan: Plan, rows: list[TableRow]) -> None:
-    """Print AP of every row, in percent, and where the report is."""
+    """Print AP of every row, in percent, and where archives for the COCO server and the report are."""
     lines = []
     for row in rows:
         ours = row_values(row)["ours"]
         lines.append([*row.cells, *("-" if ours[name] is None else f"{ours[name]:.1f}" for name in SHOWN)])
     show_table(plan.sweep.title, [*plan.sweep.columns, *SHOWN], lines)
+    for archive in (archive for row in rows for archive in row.archives):
+        say(f"for the COCO server: {archive}")
     say(f"report: {plan.table / 'report.html'}")
 
 

@@ -53,6 +53,6 @@ def _tell_row(tracker: Any, table: str, sweep: Sweep, row: TableRow, place: int,
     for name in ("metrics.json", "source.json"):
         if (row.folder / name).is_file():
             tracker.log_artifact(row.name, row.folder / name)
-    for archive in row.folder.glob("detections_*.zip"):
+    for archive in row.archives:
         tracker.log_artifact(row.name, archive)
     tracker.stage_finished(row.name)

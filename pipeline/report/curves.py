@@ -4,7 +4,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.figures import BLUE, GREY, ORANGE, figure_of, save_figure
+from pipeline.report.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    draw_interval,
+    figure_of,
+    legend_below,
+    save_figure,
+)
 from pipeline.scoring.bootstrap import Interval
 
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -18,16 +26,16 @@ HUDDLEDNESS = (
 
 def draw_gains(pairs: dict[tuple[str, str], dict[str, Interval]], path: Path) -> None:
     """Draw what rows have more than others: {(other, row): {measure: Interval}}, plain beside huddled."""
-    figure, axes = figure_of(2, height=0.5 * len(pairs) + 1.4)
+    figure, axes = figure_of(2, height=0.5 * len(pairs) + 1.6)
     for axis, kind in zip(axes, KINDS.values(), strict=True):
         for offset, name, colour in ((-0.12, f"{kind} AP", BLUE), (0.12, f"huddled {kind} AP", ORANGE)):
             for place, found in enumerate(pairs.values()):
                 interval = found.get(name)
                 if interval is not None and interval.difference is not None:
-                    _draw_interval(axis, place + offset, interval, colour, None if place else name)
+                    draw_interval(axis, place + offset, interval, colour)
         axis.axvline(0, color=GREY, linewidth=1)
         axis.set(title=f"{kind} AP", xlabel="difference, points", ylim=(len(pairs) - 0.5, -0.5))
-        axis.legend(fontsize=8, frameon=False, loc="best")
+    legend_below(figure, {"all instances": BLUE, "the huddled ones": ORANGE})
     axes[0].set_yticks(range(len(pairs)), [f"{row}\n- {other}" for other, row in pairs], fontsize=8)
     axes[1].set_yticks(range(len(pairs)), [])
     save_figure(figure, path)
@@ -71,9 +79,3 @@ def draw_huddledness(curves: dict[str, list[dict[str, Any]]], path: Path) -> Non
         axis.set_xticks([point["least"] for point in first], counts, fontsize=8)
     axes[0].set_xlabel("least IoU with another instance's box; instances that count")
     save_figure(figure, path)
-
-
-def _draw_interval(axis: Any, y: float, interval: Interval, colour: str, label: str | None) -> None:
-    low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
-    axis.plot([low, high], [y, y], color=colour, linewidth=2)
-    axis.plot([middle], [y], "o", color=colour, markersize=4, label=label)

@@ -265,4 +265,4 @@ def _gain(interval: Interval | None) -> str:
     if interval is None or interval.difference is None:
         return "-"
     low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{middle:+z.1f} [{low:+z.1f}, {high:+z.1f}]"

@@ -6,12 +6,12 @@ from typing import Any
 from pipeline.report.overlay import draw_instances, side_by_side
 from shards.read import ShardDataset
 
-SHOWN, SCORE = 3, 0.5
+SHOWN = 3
 EXTREMES_RULE = (
     f"The {SHOWN} held-out images on which the second network gains most over the first, and the {SHOWN} on "
     "which it loses most. The rule: COCO's mask AP of each image alone (over the categories of its ground "
     "truth), second minus first; the largest differences, then the smallest; the lower image id first among "
-    f"equals. Drawn are detections of score {SCORE} or more."
+    "equals. Drawn are each network's surest detections, as many as the image has instances."
 )
 Gain = tuple[int, float, float]
 
@@ -57,10 +57,21 @@ def draw_extremes(
     for word, chosen in (("gains", gained), ("loses", lost)):
         for image, before, after in chosen:
             sample = dataset[places[image]]
-            members = [[item for item in items if item["image_id"] == image] for _, items in results]
-            pictures = [
-                draw_instances(sample.image, items, names, SCORE) for items in (*members, sample.annotations)
-            ]
+            columns = [surest(items, image, sample.annotations) for _, items in results]
+            columns.append(sample.annotations)
+            pictures = [draw_instances(sample.image, items, names, score=0.0) for items in columns]
             caption = f"image {image} {word}: mask AP {100 * before:.0f} -> {100 * after:.0f}"
             rows.append((caption, pictures))
     side_by_side(rows, [*(name for name, _ in results), "Ground truth"]).save(path, optimize=True)
+
+
+def surest(
+    results: list[dict[str, Any]], image: int, annotations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return an image's results of the highest scores, as many as it has instances, crowds left out.
+
+    Not those above a score: what a score means is another thing for every network.
+    """
+    number = sum(not item.get("iscrowd", 0) for item in annotations)
+    members = [item for item in results if item["image_id"] == image]
+    return sorted(members, key=lambda item: -item["score"])[:number]

@@ -30,27 +30,16 @@ def draw_curves(run: RunData, path: Path) -> None:
 def draw_differences(intervals: dict[str, dict[str, Interval]], path: Path) -> None:
     """Draw the 95% intervals of AP differences: rows are measures, colours what MR R-CNN is compared with."""
     measures = list(next(iter(intervals.values())))
-    figure, (axis,) = figure_of(1, height=0.55 * len(measures) + 1.2, width=8)
-    for offset, (against, colour) in zip(
-        (-0.13, 0.13), zip(intervals, (BLUE, ORANGE), strict=False), strict=False
-    ):
+    figure, (axis,) = figure_of(1, height=0.55 * len(measures) + 1.4, width=8)
+    colours = dict(zip(intervals, (BLUE, ORANGE), strict=False))
+    for offset, (against, colour) in zip((-0.13, 0.13), colours.items(), strict=False):
         for place, measure in enumerate(measures):
-            interval = intervals[against][measure]
-            if interval.difference is None:
-                continue
-            low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
-            axis.plot([low, high], [place + offset] * 2, color=colour, linewidth=2)
-            axis.plot(
-                [middle],
-                [place + offset],
-                "o",
-                color=colour,
-                label=None if place else f"MR R-CNN - {against}",
-            )
+            if intervals[against][measure].difference is not None:
+                draw_interval(axis, place + offset, intervals[against][measure], colour)
     axis.axvline(0, color=GREY, linewidth=1)
     axis.set(yticks=range(len(measures)), yticklabels=measures, xlabel="difference of AP, points")
     axis.invert_yaxis()
-    axis.legend(fontsize=8, frameon=False, loc="best")
+    legend_below(figure, {f"MR R-CNN - {against}": colour for against, colour in colours.items()})
     save_figure(figure, path)
 
 
@@ -112,6 +101,21 @@ def figure_of(number: int, height: float = 3.6, width: float = 11.0) -> tuple[An
         axis.grid(axis="x" if number == 1 else "y", color="#e4e7ea", linewidth=0.8)
         axis.set_axisbelow(True)
     return figure, axes
+
+
+def draw_interval(axis: Any, y: float, interval: Interval, colour: str) -> None:
+    """Draw a difference that is defined and its interval, in points, at the height y."""
+    low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
+    axis.plot([low, high], [y, y], color=colour, linewidth=2)
+    axis.plot([middle], [y], "o", color=colour, markersize=5)
+
+
+def legend_below(figure: Any, colours: dict[str, str]) -> None:
+    """Say below the axes what colours mean: between intervals there is no place that is surely free."""
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], color=colour, marker="o", label=label) for label, colour in colours.items()]
+    figure.legend(handles=marks, fontsize=8, frameon=False, loc="outside lower center", ncols=len(marks))
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -69,8 +69,8 @@ p {{ max-width: 75ch; margin: .5rem 0 1rem }}
 .warning {{ color: var(--warn); background: var(--warnpaper); border-left: 4px solid currentColor;
   padding: .5rem .9rem; border-radius: 4px; max-width: none }}
 .scroll {{ overflow-x: auto; margin: 1rem 0 1.5rem }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 55%; font-size: .875rem }}
-th, td {{ padding: .4rem .65rem; text-align: left; border-bottom: 1px solid var(--line) }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 55%; font-size: .8125rem }}
+th, td {{ padding: .4rem .5rem; text-align: left; border-bottom: 1px solid var(--line) }}
 th {{ color: var(--soft); font-weight: 600; border-bottom-width: 2px; vertical-align: bottom }}
 td {{ white-space: nowrap }}
 td:first-child {{ font-weight: 500 }}

@@ -33,7 +33,8 @@ LEGEND = (
 )
 SURENESS = (
     f"Intervals are 95% paired bootstrap intervals over the held-out images ({RESAMPLES} resamples): they "
-    "speak of the choice of images, not of the training seed. An interval that holds 0 shows no difference."
+    "speak of the choice of images, not of the training seed. An interval that holds 0 does not tell two "
+    "rows apart. Each stands alone: of rows that do not differ, one in twenty leaves 0 out by chance."
 )
 
 
@@ -72,6 +73,11 @@ class TableRow:
         """Return a JSON file of the row's folder, None if it is not there."""
         path = None if self.folder is None else self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
+
+    @property
+    def archives(self) -> list[Path]:
+        """The row's archives for the COCO server; [] where there are annotations."""
+        return [] if self.folder is None else sorted(self.folder.glob("detections_*.zip"))
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def _main(form: TableForm, rows: list[TableRow]) -> Table:
 def _cell(ours: float | None, paper: float | None, difference: float | None) -> str:
     if paper is None:
         return _number(ours)
-    beside = "" if difference is None else f", {difference:+.1f}"
+    beside = "" if difference is None else f", {difference:+z.1f}"
     return f"{_number(ours)} ({paper:.1f}{beside})"
 
 
@@ -163,12 +169,7 @@ def _number(value: float | None) -> str:
 
 
 def _archives(rows: list[TableRow]) -> list[Block]:
-    found = [
-        [row.name, archive.name]
-        for row in rows
-        if row.folder is not None
-        for archive in sorted(row.folder.glob("detections_*.zip"))
-    ]
+    found = [[row.name, str(archive)] for row in rows for archive in row.archives]
     if not found:
         return []
     text = "These images have no public annotations. The COCO evaluation server takes these archives:"
@@ -191,6 +192,8 @@ def _pairs(rows: list[TableRow]) -> Pairs:
         for place, b in enumerate(rows)
         for a in rows[:place]
         if a.group == b.group and a.name in drawn and b.name in drawn
+        # Rows may set other data: resamples of other images are no pairs.
+        if known[a.name]["images"].keys() == known[b.name]["images"].keys()
     }
 
 
@@ -233,8 +236,8 @@ def _gain(interval: Interval | None, paper: float | None) -> str:
     if interval is None or interval.difference is None:
         return "-"
     low, middle, high = (100 * value for value in (interval.low, interval.difference, interval.high))
-    beside = "" if paper is None else f" ({paper:+.1f})"
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]{beside}"
+    beside = "" if paper is None else f" ({paper:+z.1f})"
+    return f"{middle:+z.1f} [{low:+z.1f}, {high:+z.1f}]{beside}"
 
 
 def _paper_gain(a: dict[str, Any], b: dict[str, Any], name: str) -> float | None:

@@ -161,13 +161,13 @@ def test_the_tables_have_the_papers_rows_and_switches(table, mark):
 @pytest.mark.parametrize("table", ["table1", "table3", "table4", "table5", "control"])
 def test_the_twins_have_all_rows_of_one_backbone_and_train_jointly_as_the_table_does(table):
     path, found = TABLES / f"{table}.yaml", {}
-    for preset in ("mini", "coco_mini"):
+    for preset in ("mini", "coco_real"):
         sweep, keys = load_sweep(path, [f"preset={preset}"])
         rows = {row.name: row_config(sweep, path, row, keys, None) for row in sweep.chosen_rows}
         found[preset] = list(rows)
         assert {row.config for row in sweep.chosen_rows} == {"R-50-FPN"}
         assert not any(config.refine.freeze_base for config in rows.values())
-    assert found["mini"] == found["coco_mini"]
+    assert found["mini"] == found["coco_real"]
     assert found["mini"] == [row.name for row in sweep.rows if row.config == "R-50-FPN"]
 
 

@@ -126,6 +126,14 @@ def test_another_table_in_the_same_folder_shares_and_another_setting_does_not(be
     assert tables == {None, "table-seed=1"}
 
 
+def test_what_is_held_out_changes_a_training_only_where_it_decides_when_to_stop(bench):
+    rows = [ROWS[1], {"name": "other", "cells": ["o"], "set": {"data.val": "shards/other"}}]
+    bench.sweep(rows)
+    assert bench.did == ["baseline", "refine", "mr", "other"]
+    bench.sweep(rows, "table", "train.refine.eval_every=10", "train.refine.patience=2")
+    assert bench.did == ["refine", "mr", "refine", "other"]
+
+
 def test_a_failed_row_is_said_in_one_line_stops_no_other_and_is_tried_again(bench, capsys):
     bench.broken = {"refine": JobFailed("no\nluck"), "control": KeyError("ours")}
     assert bench.sweep() == 1
@@ -190,3 +198,15 @@ def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
     assert tags["mr"]["mrrcnn.columns"] == "network" and tags["pipeline"]["mrrcnn.failed"] == ""
     metrics = {args[0]: args[1] for name, args in told if name == "log_metrics"}
     assert metrics["base"]["minus_paper_box_AP"] == pytest.approx(ours - 37.8)
+
+
+def test_where_archives_for_the_coco_server_are_is_printed(bench, capsys, monkeypatch):
+    def evaluate(job, weights):
+        folder = jobs.sweeping.rows.evaluated_dir(job)
+        folder.mkdir(parents=True)
+        (folder / "detections_test-dev2017_base_results.zip").write_bytes(b"")
+
+    monkeypatch.setattr(jobs.sweeping.rows, "_evaluate", evaluate)
+    assert bench.sweep(ROWS[:1]) == 0
+    (archive,) = bench.folder.glob("runs/evaluated/*/*.zip")
+    assert f"for the COCO server: {archive}" in capsys.readouterr().out

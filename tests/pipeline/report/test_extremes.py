@@ -1,6 +1,6 @@
 """Figure 5's rule: the largest gains and losses, the lower image id among equals, nothing by hand."""
 
-from pipeline.report.extremes import extremes
+from pipeline.report.extremes import extremes, surest
 
 
 def test_largest_changes_first_and_the_lower_id_among_equals():
@@ -14,3 +14,10 @@ def test_largest_changes_first_and_the_lower_id_among_equals():
 def test_what_gained_is_not_shown_among_the_losses_and_a_missing_image_is_nowhere():
     gained, lost = extremes({"1": 0.1, "2": 0.5, "3": 0.3}, {"1": 0.2, "2": 0.5})
     assert (gained, lost) == ([(1, 0.1, 0.2)], [])
+
+
+def test_drawn_are_the_surest_as_many_as_there_are_instances_whatever_they_score():
+    results = [{"image_id": image, "score": score} for image in (1, 2) for score in (0.1, 0.3, 0.2, 0.3)]
+    annotations = [{"iscrowd": 0}, {}, {"iscrowd": 1}, {"iscrowd": 0}]
+    assert surest(results, 2, annotations) == [{"image_id": 2, "score": s} for s in (0.3, 0.3, 0.2)]
+    assert surest(results, 3, annotations) == surest(results, 1, []) == []

@@ -8,7 +8,8 @@ import pytest
 from pipeline.evaluate import measure
 from pipeline.report import table
 from pipeline.report.table import TableForm, TableRow, write_table
-from pipeline.scoring.analysis import analyse
+from pipeline.scoring.analysis import MEASURES, analyse
+from pipeline.scoring.bootstrap import Interval
 from pipeline.scoring.coco_ap import prepare_annotations
 from shards.read import ShardDataset
 from shards.synthetic.synth import write_synthetic
@@ -85,6 +86,15 @@ def test_where_the_first_row_failed_the_next_takes_its_place(folder, tmp_path, m
     assert "| r0 | - (39.5) | - | - |" in (tmp_path / "report.md").read_text()
 
 
+def test_rows_on_other_images_are_not_paired(folder, tmp_path, monkeypatch):
+    coco, results = random_case(5, images=3)
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other", coco, results, "gone")
+    rows = [*rows_of(folder, 2), TableRow("r2", ("r2",), "g", tmp_path / "other", {}, {})]
+    drawn, first, _ = drawn_and_shown(monkeypatch, rows, tmp_path / "out")
+    assert drawn == first == {("r0", "r1")}
+
+
 def test_two_readings_of_one_row_of_the_paper_have_no_difference_in_it(folder, tmp_path):
     readings, other = rows_of(folder, 2, paper=PAPER), {**PAPER, "id": "s", "AP_b": 39.1, "AP_m": 35.4}
     write_table(FORM, [*readings, TableRow("r2", ("r2",), "g", folder, {}, other)], tmp_path)
@@ -112,6 +122,26 @@ def test_twenty_rows_are_told_apart_in_the_curves(folder, tmp_path, monkeypatch)
     styles = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines}
     assert len(styles) == 20
     assert len(figures[0].legends[0].get_texts()) == 20 and not figures[0].axes[1].get_legend()
+
+
+def test_no_legend_lies_on_an_interval(folder, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("pipeline.report.curves.save_figure", lambda figure, _: figures.append(figure))
+    interval = Interval(0.01, -0.9, 0.9, 5, 0)
+    found = {name: interval for name, _, _ in MEASURES}
+    table.draw_gains({("a", "b"): found, ("a", "c"): found}, tmp_path / "f.png")
+    figures[0].draw_without_rendering()
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["all instances", "the huddled ones"]
+    for axis in figures[0].axes:
+        assert axis.get_legend() is None and len(axis.lines) == 9
+        assert not legend.get_window_extent().overlaps(axis.get_window_extent())
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus(folder, tmp_path):
+    ours = 100 * measure(COCO, RESULTS)["bbox"]["AP"]
+    write_table(FORM, rows_of(folder, 1, paper={"id": "r", "AP_b": ours + 0.01}), tmp_path)
+    assert f"({ours + 0.01:.1f}, +0.0)" in (tmp_path / "report.md").read_text()
 
 
 def test_figure_5_shows_the_rows_that_it_names(tmp_path):
@@ -143,5 +173,6 @@ def test_rows_without_public_annotations_name_their_archives_and_the_papers_numb
     write_table(FORM, [row], tmp_path / "out")
     report = (tmp_path / "out/report.md").read_text()
     assert "| MR R-CNN | - (39.5) | - | - |" in report
-    assert "| MR R-CNN | detections\\_test-dev2017\\_MR-R-CNN\\_results.zip |" in report
+    where = str(row.archives[0]).replace("_", "\\_")
+    assert where.endswith("MR-R-CNN\\_results.zip") and f"| MR R-CNN | {where} |" in report
     assert "Differences between rows" not in report and "huddledness" not in report
