@@ -18,6 +18,7 @@ from jobs.launching.preemption import own_sigterm
 from jobs.launching.worker import Task, work
 from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
+from shards.storage.secrets import holds_secret, redact
 
 REACH_S = 10
 # Read when Ray is imported. A start that takes longer has asked for what the cluster no longer has.
@@ -88,7 +89,11 @@ def _fit(body: Callable[[], None], trial: int, plan: Plan, address: str | None) 
 
 
 def connect(address: str | None, workers: int) -> None:
-    """Connect this process to a Ray cluster once; without an address, to a private one that ends with it."""
+    """Connect this process to a Ray cluster once; without an address, to a private one that ends with it.
+
+    Raises:
+        BadInput: no cluster at the address, or a password in this command, which the cluster would show.
+    """
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     if address is None:
         # Whatever RAY_ADDRESS names is somebody's cluster; only --address chooses it.
@@ -109,6 +114,7 @@ def connect(address: str | None, workers: int) -> None:
         with own_sigterm():
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         return
+    _check_command(sys.argv[1:])
     _check_reachable(address)
     try:
         with _code_for_cluster() as environment, own_sigterm():
@@ -118,6 +124,17 @@ def connect(address: str | None, workers: int) -> None:
         raise BadInput(
             f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
         ) from None
+
+
+def _check_command(words: list[str]) -> None:
+    # Of every driver Ray shows the command to everybody with the cluster's token.
+    for word in words:
+        if holds_secret(word):
+            raise BadInput(
+                f"{redact(word)}: holds a password or token, and the cluster shows this command to all; "
+                "leave it out, and set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, in the environment"
+            )
 
 
 def _check_reachable(address: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launching.ray_launch import _gpus, _uses_gpus
+from jobs.launching.ray_launch import _gpus, _uses_gpus, connect
 from shards.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,6 +75,17 @@ def test_a_command_that_began_on_gpus_stays_on_gpus_whatever_its_cluster_loses(r
     assert _uses_gpus("auto", 2)
     del resources["GPU"]
     assert _uses_gpus("auto", 2), "the next stage waits"
+
+
+def test_a_command_that_holds_a_password_joins_no_cluster_which_would_show_it(monkeypatch):
+    """Ray keeps the command line of every driver, and its dashboard shows it to whoever has the token."""
+    monkeypatch.setattr("sys.argv", ["mrrcnn", "run", "--set", "tracking.uri=http://me:sentinel@mlflow:5000"])
+    with pytest.raises(BadInput, match="MLFLOW_TRACKING_PASSWORD") as raised:
+        connect("127.0.0.1:1", 1)
+    assert "sentinel" not in str(raised.value) and "tracking.uri=http://me:***@mlflow" in str(raised.value)
+    monkeypatch.setattr("sys.argv", ["mrrcnn", "run", "--set", "tracking.uri=http://mlflow:5000"])
+    with pytest.raises(BadInput, match="nobody answers"):
+        connect("127.0.0.1:1", 1)
 
 
 STAND_IN = """
