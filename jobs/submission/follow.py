@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.console import say
-from jobs.errors import INTERRUPTED, JobFailed
+from jobs.errors import BAD_INPUT, INTERRUPTED, JobFailed
+from shards.storage.secrets import redact
 
 POLL_S = 1.0
 # How long a job server may be away: a head that restarts, a laptop that sleeps.
@@ -42,11 +43,17 @@ def follow(job: Job) -> int:
     code = details.driver_exit_code
     if code is None:
         code = int(str(details.status) != "SUCCEEDED")
-    say(
-        f"job {job.name}: {details.status}"
-        + (f", exit code {code}; the same command goes on" if code else "")
-    )
+    say(f"job {job.name}: {details.status}" + (f", exit code {code}{_why(details)}" if code else ""))
     return code
+
+
+def _why(details: Any) -> str:
+    if details.driver_exit_code == BAD_INPUT:
+        return "; mend what it names, then submit again"
+    # Without an exit code nothing of ours has run to the end, and no log says why: the head does.
+    silent = details.driver_exit_code is None and str(details.status) == "FAILED"
+    reason = redact(" ".join((details.message or "").split()))[:300]
+    return (f" ({reason})" if silent and reason else "") + "; the same command goes on"
 
 
 async def _show_log(job: Job) -> None:
