@@ -1,10 +1,12 @@
 """The Ray launcher: Ray Train starts the ranks, restarts dead ones, and keeps no state of ours."""
 
+import atexit
 import functools
 import logging
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +23,10 @@ from shards.errors import BadInput
 from shards.storage.secrets import holds_secret, redact
 
 REACH_S = 10
+LAST_WORD = (
+    "mrrcnn: this process was killed, or its node of the Ray cluster has ended and it with it; "
+    "the same command goes on"
+)
 # Read when Ray is imported. A start that takes longer has asked for what the cluster no longer has.
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -106,6 +112,7 @@ def connect(address: str | None, workers: int) -> None:
 
     if ray.is_initialized():
         return
+    _leave_a_last_word()
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.update(worker_environment(workers))
@@ -124,6 +131,14 @@ def connect(address: str | None, workers: int) -> None:
         raise BadInput(
             f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
         ) from None
+
+
+@functools.cache
+def _leave_a_last_word() -> None:
+    # Ray ends a driver from within when its node has died, without a word; a child's pipe ends with it.
+    script = f"trap '' HUP INT TERM; read -r ended || echo '{LAST_WORD}' >&2"
+    child = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    atexit.register(child.communicate, b"\n")
 
 
 def _check_command(words: list[str]) -> None:

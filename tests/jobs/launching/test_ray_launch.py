@@ -107,6 +107,17 @@ def test_a_private_cluster_has_no_dashboard_a_token_of_its_own_and_leaves_sigter
     assert said == "local False token 64\nTrue\n", "Ray's own handler would end it with 15, not with 143"
 
 
+@pytest.mark.parametrize(
+    ("end", "told"), [("pass", 0), ("1 / 0", 0), ("os._exit(1)", 1), ("os.kill(os.getpid(), 9)", 1)]
+)
+def test_a_driver_that_ray_ends_without_a_word_leaves_one(end, told):
+    """Ray ends a driver from within when its raylet dies; who watches it would see nothing but a prompt."""
+    code = f"import os; from jobs.launching.ray_launch import _leave_a_last_word as l; l(); l(); {end}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stderr.count("its node of the Ray cluster has ended") == told
+
+
 def _drive(folder: Path, *names: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", DRIVER, str(folder), *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
