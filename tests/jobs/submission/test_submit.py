@@ -96,10 +96,10 @@ def test_why_a_job_failed_is_told_where_its_log_does_not(client, capsys, code, m
         job = client.get_job_info(name)
         job.status, job.driver_exit_code, job.message = JobStatus.FAILED, code, message
 
-    client.end = end
+    client.end, client.log = end, ("baseline: starting\n", "Ray's last word, without an end")
     assert submit(CONFIG, "/nfs/run", 4, HEAD) == (code or 1)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "FAILED" in last and said in last and "sentinel" not in last and "page" not in last
+    assert last.startswith("job ") and "FAILED" in last and said in last and "sentinel" not in last and "page" not in last
 
 
 def test_mlflow_is_the_submitters_else_the_clusters_else_beside_the_run(client, monkeypatch):
