@@ -15,7 +15,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
 
-# Kills, torn files, full disks, dead servers: the whole takes 40 minutes on two cores; ARGS="elastic disk" a part.
+# Kills, torn files, full disks, dead servers: the whole takes 45 minutes on two cores; ARGS="elastic disk" a part.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults $(ARGS)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.errors import INTERRUPTED, TERMINATED
+from jobs.errors import BAD_INPUT, INTERRUPTED, TERMINATED
 from jobs.options import (
     RUN_DIR_HELP,
     Address,
@@ -354,8 +354,8 @@ def main(arguments: list[str] | None = None) -> None:
         message = error.format_message()
         if not arguments and len(sys.argv) < 2:
             print(message)
-            sys.exit(2)
-        _fail(2, f"{message} (see mrrcnn --help)")
+            sys.exit(BAD_INPUT)
+        _fail(BAD_INPUT, f"{message} (see mrrcnn --help)")
     except (ValueError, RuntimeError) as error:
         code = _exit_code(error)
         if code is None:
@@ -366,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
         # A place the user named cannot be used; a full or failing disk is nobody's bad usage.
         usage = FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError
         if isinstance(error, usage):
-            _fail(2, f"{fault}; use another place")
+            _fail(BAD_INPUT, f"{fault}; use another place")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         _fail(1, f"{fault}; {'make room' if full else 'mend that'}, then the same command goes on")
     if code == INTERRUPTED:
@@ -382,7 +382,7 @@ def _exit_code(error: Exception) -> int | None:
     from shards.errors import BadInput, CutShort
 
     if isinstance(error, BadInput | ConfigError | LeaseHeld):
-        return 2
+        return BAD_INPUT
     if isinstance(error, Stopped):
         return TERMINATED
     return 1 if isinstance(error, CutShort | JobFailed | StaleAttempt | NotDelivered) else None

@@ -3,6 +3,7 @@
 import fcntl
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -122,7 +123,8 @@ def local_lock(place: Path, mounts: str) -> str:
     """
     found, length = "", -1
     for fields, kind in (line.split(" - ", 1) for line in mounts.splitlines()):
-        point = Path(fields.split()[4].encode().decode("unicode_escape"))
+        # The kernel writes a blank as \040, and all that is not ASCII as it is.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields.split()[4]))
         if place.is_relative_to(point) and len(point.parts) >= length:
             length, options = len(point.parts), kind.split()[-1].split(",")
             bad = [option for option in options if option in LOCAL_LOCKS]

@@ -1,6 +1,6 @@
-"""Failures of a job that are told in one line, and the exit codes of the shell's own conventions."""
+"""Failures of a job that are told in one line, and the exit codes of the command."""
 
-INTERRUPTED, TERMINATED = 130, 143
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 class JobFailed(RuntimeError):

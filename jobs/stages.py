@@ -235,6 +235,10 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
         run.ledger.fail(stage, str(error))
         run.tracker.stage_finished(stage, "KILLED" if isinstance(error, Stopped) else "FAILED")
         raise
+    except KeyboardInterrupt:
+        # Else MLflow would show it as running for ever.
+        run.tracker.stage_finished(stage, "KILLED")
+        raise
     outputs = stage_outputs(run.path, run.config, stage)
     # Before the stage counts as done: a kill in between would leave its results untold for ever.
     note_results(run.tracker, run.config, run.path, run.ledger, stage)

@@ -35,12 +35,12 @@ def tracking(config: Config, run_dir: Path, ledger: Ledger, attempt: int) -> Ite
 
 @contextmanager
 def closing(tracker: Any) -> Iterator[None]:
-    """End a tracker's pipeline as its body ends; who was asked to stop has no time to wait for MLflow."""
+    """End a tracker's pipeline as its body ends; who was asked to stop does not wait long for MLflow."""
     status, patience_s = "FAILED", PATIENCE_S
     try:
         yield
         status = "FINISHED"
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         status, patience_s = "KILLED", STOPPED_PATIENCE_S
         raise
     finally:

@@ -24,6 +24,8 @@ from shards.storage.files import flush_path, rename_durably, sha256_of, temporar
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 NAMES = "step-" + 9 * "[0-9]"
+# Not there, or not on the disk any more.
+LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 
 def save_checkpoint(
@@ -74,8 +76,9 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
 def newest_checkpoint(directory: Path, may_change: Callable[[], None] = lambda: None) -> Path | None:
     """Return the newest checkpoint that verifies, or None.
 
-    Broken ones are renamed to `broken-...` with a warning that says what is wrong and what is used instead,
-    unless `may_change` raises; what was set aside before is deleted then.
+    Unless `may_change` raises: broken ones are renamed to `broken-...` with a warning that says what is wrong
+    and what is used instead, and what was set aside before is deleted then; and what a killed writer has
+    left half-done is deleted, because the next checkpoint needs its room.
     """
     broken: list[tuple[Path, str]] = []
     found = None
@@ -86,8 +89,9 @@ def newest_checkpoint(directory: Path, may_change: Callable[[], None] = lambda: 
             break
         broken.append((path, wrong))
     used = f"{found.name} is used instead" if found else "there is no older one, so the stage begins anew"
-    if broken:
+    if broken or _half_written(directory):
         may_change()
+    _clear_half_written(directory)
     for left in directory.glob("broken-*") if broken else ():
         shutil.rmtree(left)
     for path, wrong in broken:
@@ -102,8 +106,7 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
     that verifies; where none does, all. `sound`, just written, need not be read again. Only the holder of
     the stage's claim may call this: others may still be writing.
     """
-    for left in directory.glob(".step-*.tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    _clear_half_written(directory)
     newest_first = sorted(directory.glob(NAMES), reverse=True)
     resumed = next((path for path in newest_first if path == sound or not defects(path)), None)
     if resumed is None:
@@ -118,7 +121,11 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
 
 
 def defects(path: Path) -> str:
-    """Return what is wrong with a checkpoint, or an empty string when every file verifies."""
+    """Return what is wrong with a checkpoint, or an empty string when every file verifies.
+
+    Raises:
+        OSError: a file cannot be read just now (a stale handle, no right to), which says nothing of it.
+    """
     try:
         files = _read_manifest(path)["files"]
         missing = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(files)
@@ -126,6 +133,8 @@ def defects(path: Path) -> str:
             return f"manifest.json does not list {', '.join(sorted(missing))}"
         changed = [name for name, print_ in files.items() if _fingerprint(path / name) != print_]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in LOST:
+            raise
         return f"manifest.json or a file it lists cannot be read ({error})"
     return f"{', '.join(sorted(changed))} differ from the manifest" if changed else ""
 
@@ -139,6 +148,15 @@ def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, s
     for path in folder.iterdir():
         flush_path(path)
     flush_path(folder)
+
+
+def _half_written(directory: Path) -> list[Path]:
+    return list(directory.glob(".step-*.tmp-*"))
+
+
+def _clear_half_written(directory: Path) -> None:
+    for left in _half_written(directory):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

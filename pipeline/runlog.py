@@ -13,22 +13,35 @@ from configs.schema import Schedule
 from shards.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
+LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class RunLog:
     """The two logs of one stage, which read as if the run had never been interrupted."""
 
-    def __init__(self, folder: Path, rank: int, world: int, step: int, may_write: Callable[[], None]):
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        world: int,
+        step: int,
+        may_write: Callable[[], None],
+        logged: dict[str, int] | None = None,
+    ):
         """Cut both logs back to `step`; every rank must be constructed.
 
         `may_write` raises when this process has lost the right to; rank 0 asks right before every write.
+        `logged` is what `self.logged` was at `step`: of a log that has less now, that is told.
         """
         self.folder, self.rank, self.world, self._may_write = folder, rank, world, may_write
+        # Lines of metrics and ids of samples: neither depends on the number of ranks.
+        self.logged = dict.fromkeys(LOGS, 0)
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in LOGS:
                 may_write()
-                _cut_back(folder / name, step)
+                self.logged[name] = sum(map(_amount, _cut_back(folder / name, step)))
+                _tell_lost(folder / name, step, self.logged[name], (logged or {}).get(name, 0))
 
     def metrics(self, step: int, schedule: Schedule, size: int, lr: float, window: dict[str, float]) -> None:
         """Append the mean of every loss term over the steps since the last line, and how many samples of
@@ -68,10 +81,16 @@ class RunLog:
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         self._may_write()
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.writelines(map(_text, lines))
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.folder / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(map(_text, lines))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # A full disk does not say for which file.
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        self.logged[name] += sum(map(_amount, lines))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -87,11 +106,29 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut_back(path: Path, step: int) -> None:
+def _cut_back(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
-        return
+        return []
     kept = [line for line in read_lines(path) if line["step"] <= step]
     write_atomic(path, "".join(map(_text, kept)).encode())
+    return kept
+
+
+def _amount(line: dict[str, Any]) -> int:
+    return len(line.get("image_ids", ("a line of metrics",)))
+
+
+def _tell_lost(path: Path, step: int, found: int, logged: int) -> None:
+    # The checkpoint is whole, and what came before it will not be trained again.
+    if found < logged:
+        log.warning(
+            "%s: was cut or changed: of %d entries up to step %d there are %d, and the others are not made "
+            "again; put back a copy of it before the next start, if there is one",
+            path,
+            logged,
+            step,
+            found,
+        )
 
 
 def _text(line: dict[str, Any]) -> str:

@@ -83,8 +83,8 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
     order = sample_order(dataset, config).identity
     engine = start_engine(stage_model(job, dataset), schedule, config, world)
     claim, folder = claim_stage(job.run_dir, job.stage, job.attempt, rank), Path(job.run_dir, job.stage)
-    first, window = _resume(engine, folder / "checkpoints", order, claim)
-    logs = RunLog(folder, rank, world, first, claim.check)
+    first, window, logged = _resume(engine, folder / "checkpoints", order, claim)
+    logs = RunLog(folder, rank, world, first, claim.check, logged)
     quarantine = Quarantine(config.data.on_corrupt, world)
     batches = training_batches(dataset, config, schedule, rank, world, first)
     engine.module.train()
@@ -157,6 +157,7 @@ class _Books:
             "samples": step * self.schedule.batch,
             "dataset": self.order,
             "window": {**self.window, "timed": 0, "seconds": 0.0},
+            "logged": dict(self.logs.logged),
         }
         self.checkpoints.save(step, weights, momentum, state)
 
@@ -212,18 +213,21 @@ def weights_meta(config: Config, stage: str, dataset: ShardDataset) -> dict[str,
     }
 
 
-def _resume(engine: Any, checkpoints: Path, order: str, claim: Claim) -> tuple[int, dict[str, float]]:
+def _resume(
+    engine: Any, checkpoints: Path, order: str, claim: Claim
+) -> tuple[int, dict[str, float], dict[str, int]]:
     # Rank 0 alone looks (and sets broken ones aside); the others must not race it.
     found = [newest_checkpoint(checkpoints, claim.check) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
     if found[0] is None:
-        return 0, _empty_window()
+        return 0, _empty_window(), {}
     weights, momentum, state = load_checkpoint(found[0])
     if state["dataset"] != order:
         raise ValueError(f"{found[0]}: was trained on other shards ({state['dataset']}, not {order})")
     restore(engine, weights, momentum)
     log.info("resumed from %s", found[0])
-    return state["step"], {**_empty_window(), **state["window"]}
+    # Checkpoints of earlier versions do not say what was logged.
+    return state["step"], {**_empty_window(), **state["window"]}, state.get("logged", {})
 
 
 def _step(

@@ -100,7 +100,8 @@ def _torchrun(task: Task, payload: dict[str, Any], plan: Plan) -> None:
     # Its own restarts meet in the old store, where new ranks may find the addresses of dead ones.
     command += ["--max-restarts=0", f"--log-dir={scratch / 'torchrun'}"]
     command += ["-m", "jobs.launching.worker", str(scratch / "order.json")]
-    failures, newest = 0, plan.newest()
+    # SIGTERM may come before anything is started.
+    failures, code, newest = 0, None, plan.newest()
     while failures <= RESTARTS and not plan.over():
         code = _run_agent(command, {**os.environ, **worker_environment(workers)}, scratch / "output.log")
         if code == 0:

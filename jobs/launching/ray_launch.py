@@ -1,10 +1,12 @@
 """The Ray launcher: Ray Train starts the ranks, restarts dead ones, and keeps no state of ours."""
 
+import atexit
 import functools
 import logging
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +20,13 @@ from jobs.launching.preemption import own_sigterm
 from jobs.launching.worker import Task, work
 from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
+from shards.storage.secrets import holds_secret, redact
 
 REACH_S = 10
+LAST_WORD = (
+    "mrrcnn: this process was killed, or its node of the Ray cluster has ended and it with it; "
+    "the same command goes on"
+)
 # Read when Ray is imported. A start that takes longer has asked for what the cluster no longer has.
 SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -88,7 +95,11 @@ def _fit(body: Callable[[], None], trial: int, plan: Plan, address: str | None) 
 
 
 def connect(address: str | None, workers: int) -> None:
-    """Connect this process to a Ray cluster once; without an address, to a private one that ends with it."""
+    """Connect this process to a Ray cluster once; without an address, to a private one that ends with it.
+
+    Raises:
+        BadInput: no cluster at the address, or a password in this command, which the cluster would show.
+    """
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     if address is None:
         # Whatever RAY_ADDRESS names is somebody's cluster; only --address chooses it.
@@ -101,6 +112,7 @@ def connect(address: str | None, workers: int) -> None:
 
     if ray.is_initialized():
         return
+    _leave_a_last_word()
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.update(worker_environment(workers))
@@ -109,6 +121,7 @@ def connect(address: str | None, workers: int) -> None:
         with own_sigterm():
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         return
+    _check_command(sys.argv[1:])
     _check_reachable(address)
     try:
         with _code_for_cluster() as environment, own_sigterm():
@@ -118,6 +131,25 @@ def connect(address: str | None, workers: int) -> None:
         raise BadInput(
             f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
         ) from None
+
+
+@functools.cache
+def _leave_a_last_word() -> None:
+    # Ray ends a driver from within when its node has died, without a word; a child's pipe ends with it.
+    script = f"trap '' HUP INT TERM; read -r ended || echo '{LAST_WORD}' >&2"
+    child = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    atexit.register(child.communicate, b"\n")
+
+
+def _check_command(words: list[str]) -> None:
+    # Of every driver Ray shows the command to everybody with the cluster's token.
+    for word in words:
+        if holds_secret(word):
+            raise BadInput(
+                f"{redact(word)}: holds a password or token, and the cluster shows this command to all; "
+                "leave it out, and set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, in the environment"
+            )
 
 
 def _check_reachable(address: str) -> None:

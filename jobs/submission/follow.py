@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.console import say
-from jobs.errors import INTERRUPTED, JobFailed
+from jobs.errors import BAD_INPUT, INTERRUPTED, JobFailed
+from shards.storage.secrets import redact
 
 POLL_S = 1.0
 # How long a job server may be away: a head that restarts, a laptop that sleeps.
@@ -34,46 +35,65 @@ def follow(job: Job) -> int:
         JobFailed: the job server has not answered for PATIENCE_S.
     """
     say(f"job {job.name} at {job.address}")
+    shown = _Shown()
     try:
-        asyncio.run(_show_log(job))
+        asyncio.run(_show_log(job, shown))
     except KeyboardInterrupt:
         return _interrupted(job)
+    if not shown.last.endswith("\n"):
+        # Ray's own last word has no end of line.
+        say("")
     details = _patiently(job, job.client.get_job_info)
     code = details.driver_exit_code
     if code is None:
         code = int(str(details.status) != "SUCCEEDED")
-    say(
-        f"job {job.name}: {details.status}"
-        + (f", exit code {code}; the same command goes on" if code else "")
-    )
+    say(f"job {job.name}: {details.status}" + (f", exit code {code}{_why(details)}" if code else ""))
     return code
 
 
-async def _show_log(job: Job) -> None:
-    shown, patience = 0, _Patience(job)
+def _why(details: Any) -> str:
+    if details.driver_exit_code == BAD_INPUT:
+        return "; mend what it names, then submit again"
+    # Without an exit code nothing of ours has run to the end, and no log says why: the head does.
+    silent = details.driver_exit_code is None and str(details.status) == "FAILED"
+    reason = redact(" ".join((details.message or "").split()))[:200]
+    return (f" ({reason})" if silent and reason else "") + "; the same command goes on"
+
+
+@dataclass
+class _Shown:
+    """How many characters of the log were shown, and the last lot of them."""
+
+    count: int = 0
+    last: str = "\n"
+
+
+async def _show_log(job: Job, shown: _Shown) -> None:
+    patience = _Patience(job)
     # Ctrl-C cancels this task once; a client that makes a lost connection of it must not swallow it.
     while not asyncio.current_task().cancelling():
         with patience:
-            shown = await _show_rest(job, shown, patience)
+            await _show_rest(job, shown, patience)
             if job.client.get_job_info(job.name).status.is_terminal():
                 return
         await asyncio.sleep(POLL_S)
     raise asyncio.CancelledError
 
 
-async def _show_rest(job: Job, shown: int, patience: "_Patience") -> int:
+async def _show_rest(job: Job, shown: _Shown, patience: "_Patience") -> None:
     # The server tells the log from its start, each time.
     told = 0
     try:
         async for text in job.client.tail_job_logs(job.name):
             patience.renew()
-            print(text[max(0, shown - told) :], end="", flush=True)
+            if new := text[max(0, shown.count - told) :]:
+                print(new, end="", flush=True)
+                shown.last = new
             told += len(text)
-            shown = max(shown, told)
+            shown.count = max(shown.count, told)
     except _lost():
         if not told:
             raise
-    return shown
 
 
 class _Patience:

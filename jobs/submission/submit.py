@@ -179,6 +179,8 @@ def _check_secrets(config: Config) -> None:
 
 def _check_paths(config: Config, run_dir: str) -> None:
     paths = {"--run-dir": run_dir, "model.weights": config.model.weights}
+    # A home is one on every machine.
+    paths["data.cache_dir"] = config.data.cache_dir and os.path.expanduser(config.data.cache_dir)
     told = os.environ.get("MLFLOW_TRACKING_URI")
     for key, uri in (("tracking.uri", config.tracking.uri), ("MLFLOW_TRACKING_URI", told)):
         if uri and (uri.startswith("sqlite:") or "://" not in uri):

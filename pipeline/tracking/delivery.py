@@ -19,6 +19,7 @@ from shards.storage.secrets import redact
 
 log = logging.getLogger(__name__)
 PIPELINE = "pipeline"
+STATE = "tracking.json"
 POINTS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 # MLflow refuses longer ones.
 PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 6000, 8000, 36
@@ -225,7 +226,7 @@ class Delivery:
 
     def _note(self, **changes: Any) -> None:
         self.state.update(changes)
-        write_atomic(self._run_dir / "tracking.json", encode_json(self.state))
+        write_atomic(self._run_dir / STATE, encode_json(self.state))
 
 
 def _begins(event: Event) -> bool:

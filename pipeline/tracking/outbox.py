@@ -1,17 +1,22 @@
 """The outbox between a run and MLflow: files that hold everything until it is delivered.
 
 Metrics wait in RUN/STAGE/metrics.jsonl, which training writes anyway; everything else (stages begun
-and ended, parameters, data sets, files) waits in RUN/outbox.jsonl, one JSON object a line.
+and ended, parameters, data sets, files) waits in RUN/outbox.jsonl, one JSON object a line. How many bytes it
+has is in RUN/outbox.size: nothing else would tell that whole lines were cut off.
 """
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shards.storage.files import flush, write_atomic
+
 LINES_AT_ONCE = 50
+SIZE = "outbox.size"
 Event = dict[str, Any]
 
 
@@ -23,8 +28,10 @@ def append_event(run_dir: Path, event: Event) -> None:
         if file.tell() and _last_byte(file) != b"\n":
             line = b"\n" + line
         file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
+        size = file.tell()
+    # Last, so that a kill in between leaves more than is said and never less.
+    write_atomic(run_dir / SIZE, b"%d\n" % size)
 
 
 def read_events(run_dir: Path, start: int = 0) -> list[tuple[Event, int]]:
@@ -51,6 +58,12 @@ def outbox_damage(run_dir: Path, delivered: int) -> str:
     content = path.read_bytes() if path.exists() else b""
     if not content or len(content) < delivered:
         return f"it has {len(content)} bytes, of which {delivered} were delivered already"
+    # Runs of earlier versions have no such file.
+    said = (run_dir / SIZE).read_bytes() if (run_dir / SIZE).exists() else b"0\n"
+    if not re.fullmatch(rb"\d+\n", said):
+        return f"{SIZE}, which says how long it is, is torn"
+    if len(content) < int(said):
+        return f"it has {len(content)} of the {int(said)} bytes that were noted"
     if not content.endswith(b"\n"):
         return "its last line is torn"
     torn = sum(_parse(line) is None for line in content.splitlines(keepends=True))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.lease import StaleAttempt, check_attempt
-from pipeline.tracking.delivery import PIPELINE, Delivery
+from pipeline.tracking.delivery import PIPELINE, STATE, Delivery
 from pipeline.tracking.outbox import append_event, outbox_damage
 from pipeline.tracking.uri import resolve_uri
 from shards.errors import BadInput
@@ -27,6 +27,7 @@ from shards.storage.secrets import redact
 
 log = logging.getLogger(__name__)
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+COPY = "tracking.previous.json"
 # The user's own settings hold; MLflow's defaults would hold a call for minutes and speak to others.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -153,7 +154,7 @@ class Tracker:
         if path.exists():
             os.replace(path, aside)
         self._state["events"] = 0
-        write_atomic(self._run_dir / "tracking.json", encode_json(self._state))
+        write_atomic(self._run_dir / STATE, encode_json(self._state))
 
     def _append(self, kind: str, **fields: Any) -> None:
         try:
@@ -256,11 +257,19 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read_state(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "tracking.json"
+    path, copy = run_dir / STATE, run_dir / COPY
+    if not path.exists():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"{path}: is damaged ({error}); delete it, and MLflow gets a new run") from None
+        wrong = f"{path}: is damaged ({error})"
+    try:
+        state = json.loads(copy.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BadInput(f"{wrong}; delete it, and MLflow gets a new run") from None
+    log.warning("%s; the copy %s is used instead", wrong, copy.name)
+    return state
 
 
 def _begin_state(run_dir: Path, earlier: dict[str, Any], uri: str, experiment: str) -> dict[str, Any]:
@@ -274,7 +283,9 @@ def _begin_state(run_dir: Path, earlier: dict[str, Any], uri: str, experiment: s
         "events": earlier["events"] if same else 0,
         "waiting": earlier.get("waiting", []) if same else [],
     }
-    write_atomic(run_dir / "tracking.json", encode_json(state))
+    write_atomic(run_dir / STATE, encode_json(state))
+    # Who goes on from the copy delivers all again; what MLflow has already stays as it is there.
+    write_atomic(run_dir / COPY, encode_json({**state, "events": 0, "waiting": []}))
     return state
 
 

@@ -1,6 +1,6 @@
 """`make faults`: the promises of docs/reliability.md, tried; exit 1 if one was broken.
 
-python -m tests.faults [kills elastic preempt drain disk torn tracker] [--points 50] [--seed 0] [--keep DIR]
+python -m tests.faults [kills spread elastic preempt drain disk torn tracker] [--points 50] [--seed 0]
 """
 
 import argparse
@@ -16,6 +16,7 @@ from tests.faults.elastic import change_workers
 from tests.faults.matrix import kill_matrix
 from tests.faults.outages import lose_tracker
 from tests.faults.preempt import ask_to_stop, drain_node
+from tests.faults.spread import lose_nodes
 from tests.faults.torn import tear
 from tests.faults.watch import nothing_left
 
@@ -28,6 +29,7 @@ def main() -> int:
     folder = (arguments.keep or Path(tempfile.mkdtemp(prefix="mrrcnn-faults-"))).resolve()
     trials = {
         "kills": lambda place: kill_matrix(place, say, arguments),
+        "spread": lambda place: lose_nodes(place, say),
         "elastic": lambda place: change_workers(place, say, [[2, 1, 2], [1, 4, 2]]),
         "preempt": lambda place: ask_to_stop(place, say, arguments.launchers),
         "drain": lambda place: drain_node(place, say),

@@ -45,6 +45,7 @@ def test_a_slow_operator_is_a_note_and_no_failure(tmp_path, capsys, monkeypatch)
         ("/data/runs", ""),
         ("/old/runs", "local_lock=flock"),
         ("/with space", "nolock"),
+        ("/données/runs", "nolock"),
         ("/old/disk/runs", ""),
         ("/elsewhere", ""),
     ],
@@ -56,6 +57,7 @@ def test_an_nfs_whose_locks_stay_on_one_machine_is_found_out(place, option):
 23 27 0:22 / /data rw,relatime shared:1 - nfs4 nas:/data rw,vers=4.2,local_lock=none,addr=10.0.0.1
 24 27 0:23 / /old rw,relatime - nfs nas:/old rw,vers=3,local_lock=flock,addr=10.0.0.1
 25 27 0:24 / /with\\040space rw,relatime - nfs nas:/w rw,vers=3,nolock,local_lock=all
+28 27 0:26 / /données rw,relatime - nfs nas:/d rw,vers=3,nolock,local_lock=all
 26 24 0:25 / /old/disk rw,relatime - ext4 /dev/vdb rw
 """
     assert local_lock(Path(place), mounts) == option

@@ -152,6 +152,24 @@ def test_sigterm_at_a_stages_end_ends_the_command_before_the_next_stage(bench, m
     assert bench.run() == ALL[2:], "the next attempt was not asked"
 
 
+def test_a_stage_that_ctrl_c_ended_is_told_to_mlflow_as_ended_and_goes_on(bench, monkeypatch):
+    told = []
+
+    @contextmanager
+    def tracking(*_):
+        tracker = SilentTracker()
+        tracker.stage_finished = lambda *how: told.append(how)
+        yield tracker
+
+    monkeypatch.setattr(jobs.stages, "tracking", tracking)
+    bench.broken["baseline"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    assert told[-1] == ("baseline", "KILLED")
+    bench.broken.clear()
+    assert bench.run() == ALL[1:]
+
+
 def test_a_stage_that_failed_goes_on_with_what_it_has(bench):
     bench.broken["refine"] = RuntimeError("out of memory")
     with pytest.raises(RuntimeError, match="out of memory"):

@@ -9,9 +9,15 @@ from jobs.track import closing
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(None, "FINISHED"), (JobFailed("x"), "FAILED"), (Stopped("asked"), "KILLED")]
+    ("error", "status"),
+    [
+        (None, "FINISHED"),
+        (JobFailed("x"), "FAILED"),
+        (Stopped("asked"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
 )
-def test_a_dead_mlflow_costs_little_of_the_grace_after_sigterm(error, status):
+def test_a_dead_mlflow_costs_little_of_the_grace_after_sigterm_and_ctrl_c(error, status):
     told = []
 
     def end():

@@ -115,7 +115,15 @@ def test_a_half_written_checkpoint_is_never_taken(tmp_path, monkeypatch):
     left = next(tmp_path.glob(".*"))
     # Another attempt, on another machine too, writes under another name.
     assert left.name == f".step-000000002.tmp-{socket.gethostname()}-{child}"
-    assert newest_checkpoint(tmp_path) == older
+
+    def refuse():
+        raise StaleAttempt("over")
+
+    with pytest.raises(StaleAttempt):
+        newest_checkpoint(tmp_path, refuse)
+    assert left.exists()
+    # Its room is wanted before the next one is written.
+    assert newest_checkpoint(tmp_path) == older and list(tmp_path.iterdir()) == [older]
 
 
 def test_who_may_not_commit_any_more_leaves_nothing_behind(tmp_path):
@@ -154,6 +162,27 @@ def test_broken_checkpoints_do_not_pile_up_and_a_stale_start_sets_none_aside(tmp
         assert path.exists()
         newest_checkpoint(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-step-000000003", "step-000000001"]
+
+
+@pytest.mark.parametrize(
+    ("number", "broken"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)]
+)
+def test_what_cannot_be_read_just_now_is_not_taken_for_broken(tmp_path, monkeypatch, number, broken):
+    """Else a file server that hiccups would have every checkpoint set aside, and the stage begun anew."""
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("pipeline.checkpoint.sha256_of", fail)
+    if broken:
+        assert newest_checkpoint(tmp_path) is None
+        return
+    with pytest.raises(OSError, match="step-000000002"):
+        newest_checkpoint(tmp_path)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path).name == "step-000000002"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

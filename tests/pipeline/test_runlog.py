@@ -48,3 +48,47 @@ def test_a_line_is_the_same_whether_its_window_was_filled_or_restored(tmp_path):
         log.metrics(2, Schedule(iters=4, steps=(), batch=8), 10, 0.1, window)
     first, second = (tmp_path / name / "metrics.jsonl" for name in "ab")
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
+def test_a_log_that_lost_what_came_before_the_checkpoint_says_so(tmp_path, monkeypatch, caplog, name, keep):
+    """Training does not go back behind its checkpoint, so nothing would ever tell that lines are missing."""
+    _two_ranks(monkeypatch)
+    window = {"steps": 1, "timed": 1, "seconds": 1.0, "quarantined": 0, "total": 6.0}
+    log = runlog.RunLog(tmp_path, 0, 2, 0, lambda: None)
+    for step in (1, 2, 3):
+        log.samples(step, [step, step])
+        log.metrics(step, Schedule(iters=4, steps=(), batch=8), 10, 0.1, dict(window))
+    assert log.logged == {"metrics.jsonl": 3, "samples.jsonl": 12}
+    again = runlog.RunLog(tmp_path, 0, 2, 3, lambda: None, log.logged)
+    assert again.logged == log.logged and not caplog.records
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(len(content) * keep)])
+    runlog.RunLog(tmp_path, 0, 2, 3, lambda: None, log.logged)
+    assert f"{name}: was cut or changed" in caplog.text and "up to step 3" in caplog.text
+
+
+def test_a_resume_from_an_earlier_step_misses_nothing(tmp_path, monkeypatch, caplog):
+    _two_ranks(monkeypatch)
+    log = runlog.RunLog(tmp_path, 0, 2, 0, lambda: None)
+    log.samples(1, [1])
+    saved = dict(log.logged)
+    log.samples(2, [2])
+    again = runlog.RunLog(tmp_path, 0, 2, 1, lambda: None, saved)
+    assert again.logged == saved and not caplog.records
+
+
+def test_a_full_disk_is_told_with_the_file_that_it_is_full_for(tmp_path, monkeypatch):
+    _two_ranks(monkeypatch)
+    log = runlog.RunLog(tmp_path, 0, 2, 0, lambda: None)
+    (tmp_path / "samples.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*samples\.jsonl"):
+        log.samples(1, [1])
+
+
+def _two_ranks(monkeypatch):
+    def gather(everyone, mine):
+        everyone[:] = [mine for _ in everyone]
+
+    monkeypatch.setattr(runlog.dist, "all_gather_object", gather)

@@ -84,6 +84,13 @@ def test_what_was_asked_to_stop_is_not_tried_again_whatever_it_ended_with(tmp_pa
     assert agents.tries == [1]
 
 
+def test_what_is_asked_to_stop_before_anything_is_started_starts_nothing(tmp_path, agents):
+    (tmp_path / "stop").touch()
+    with pytest.raises(Stopped, match="the same command goes on"):
+        launch(tasks.crash, {"stop_file": str(tmp_path / "stop")}, tmp_path / "scratch", 2, "torchrun")
+    assert agents.tries == []
+
+
 def test_a_users_error_in_a_worker_is_one_line_and_is_not_tried_again(tmp_path):
     with pytest.raises(BadInput, match=r"^cat\.json: annotation 7 has no area; remove it$"):
         launch(tasks.refuse, {"out": str(tmp_path)}, tmp_path / "scratch", 2, "torchrun")

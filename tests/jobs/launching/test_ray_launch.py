@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launching.ray_launch import _gpus, _uses_gpus
+from jobs.launching.ray_launch import _gpus, _uses_gpus, connect
 from shards.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -77,6 +77,17 @@ def test_a_command_that_began_on_gpus_stays_on_gpus_whatever_its_cluster_loses(r
     assert _uses_gpus("auto", 2), "the next stage waits"
 
 
+def test_a_command_that_holds_a_password_joins_no_cluster_which_would_show_it(monkeypatch):
+    """Ray keeps the command line of every driver, and its dashboard shows it to whoever has the token."""
+    monkeypatch.setattr("sys.argv", ["mrrcnn", "run", "--set", "tracking.uri=http://me:sentinel@mlflow:5000"])
+    with pytest.raises(BadInput, match="MLFLOW_TRACKING_PASSWORD") as raised:
+        connect("127.0.0.1:1", 1)
+    assert "sentinel" not in str(raised.value) and "tracking.uri=http://me:***@mlflow" in str(raised.value)
+    monkeypatch.setattr("sys.argv", ["mrrcnn", "run", "--set", "tracking.uri=http://mlflow:5000"])
+    with pytest.raises(BadInput, match="nobody answers"):
+        connect("127.0.0.1:1", 1)
+
+
 STAND_IN = """
 import os, signal
 def is_initialized(): return False
@@ -94,6 +105,17 @@ def test_a_private_cluster_has_no_dashboard_a_token_of_its_own_and_leaves_sigter
     code += "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     said = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
     assert said == "local False token 64\nTrue\n", "Ray's own handler would end it with 15, not with 143"
+
+
+@pytest.mark.parametrize(
+    ("end", "told"), [("pass", 0), ("1 / 0", 0), ("os._exit(1)", 1), ("os.kill(os.getpid(), 9)", 1)]
+)
+def test_a_driver_that_ray_ends_without_a_word_leaves_one(end, told):
+    """Ray ends a driver from within when its raylet dies; who watches it would see nothing but a prompt."""
+    code = f"import os; from jobs.launching.ray_launch import _leave_a_last_word as l; l(); l(); {end}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stderr.count("its node of the Ray cluster has ended") == told
 
 
 def _drive(folder: Path, *names: str) -> subprocess.CompletedProcess:

@@ -39,7 +39,9 @@ class Client:
         return submission_id
 
     def add(self, name, metadata, status=JobStatus.RUNNING):
-        job = SimpleNamespace(submission_id=name, metadata=metadata, status=status, driver_exit_code=None)
+        job = SimpleNamespace(
+            submission_id=name, metadata=metadata, status=status, driver_exit_code=None, message=None
+        )
         self.jobs.append(job)
         return job
 
@@ -77,6 +79,28 @@ def test_the_log_is_shown_and_the_exit_code_passed_on(client, capsys, code):
     client.code = code
     assert submit(CONFIG, "/nfs/run", 4, HEAD) == code
     assert "baseline: starting\nreport: starting\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "said"),
+    [
+        (None, "The runtime env\n  was not set up: http://me:sentinel@h", "(The runtime env was not set up: http://me:***@h)"),
+        (2, "last logs: a page of them", "mend what it names"),
+        (1, "last logs: a page of them", "exit code 1; the same command goes on"),
+    ],
+)  # fmt: skip
+def test_why_a_job_failed_is_told_where_its_log_does_not(client, capsys, code, message, said):
+    """A job whose environment could not be made, or whose head found no room for it, has printed nothing."""
+
+    def end(name, *_):
+        job = client.get_job_info(name)
+        job.status, job.driver_exit_code, job.message = JobStatus.FAILED, code, message
+
+    client.end, client.log = end, ("baseline: starting\n", "Ray's last word, without an end")
+    assert submit(CONFIG, "/nfs/run", 4, HEAD) == (code or 1)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("job ") and "FAILED" in last and said in last
+    assert "sentinel" not in last and "page" not in last
 
 
 def test_mlflow_is_the_submitters_else_the_clusters_else_beside_the_run(client, monkeypatch):
@@ -347,7 +371,7 @@ def test_an_operator_that_did_not_come_along_stops_the_job(monkeypatch):
     assert not operator_fault("reference")
 
 
-@pytest.mark.parametrize("key", ["data.train", "data.val", "model.weights"])
+@pytest.mark.parametrize("key", ["data.train", "data.val", "data.cache_dir", "model.weights"])
 def test_relative_paths_are_refused_since_the_job_runs_elsewhere(client, key):
     section, name = key.split(".")
     tree = CONFIG.model_dump(mode="json")

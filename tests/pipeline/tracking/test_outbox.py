@@ -2,13 +2,22 @@
 
 import pytest
 
-from pipeline.tracking.outbox import MetricsTail
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.outbox import MetricsTail, append_event, outbox_damage
+from pipeline.tracking.tracker import Tracker, sync
+from shards.errors import BadInput
 from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, write_steps
+
+CUTS = {"nothing": 0, "one byte": 1, "half": 0.5, "all but one byte": -1, "all but a line": "line"}
+
+
+def cut(path, keep):
+    content = path.read_bytes()
+    last = content.rindex(b"\n", 0, -1) + 1 if keep == "line" else 0
+    path.write_bytes(content[: last or (len(content) // 2 if keep == 0.5 else keep)])
 
 
 @pytest.mark.parametrize("delivered", [True, False], ids=["delivered", "waiting"])
-@pytest.mark.parametrize("keep", [0, 1, 0.5, -1], ids=["nothing", "one byte", "half", "all but one byte"])
+@pytest.mark.parametrize("keep", CUTS.values(), ids=CUTS)
 def test_a_torn_outbox_is_told_set_aside_and_noted_anew_and_no_point_is_lost_or_doubled(
     uri, dead_uri, run_dir, caplog, keep, delivered
 ):
@@ -18,9 +27,7 @@ def test_a_torn_outbox_is_told_set_aside_and_noted_anew_and_no_point_is_lost_or_
     first.stage_finished("refine")
     assert not first.has_lost_events()
     assert first.close(timeout=30 if delivered else 0.1) == delivered
-    outbox = run_dir / "outbox.jsonl"
-    content = outbox.read_bytes()
-    outbox.write_bytes(content[: len(content) // 2 if keep == 0.5 else keep])
+    cut(run_dir / "outbox.jsonl", keep)
     second = Tracker(run_dir, uri, attempt=2)
     assert second.has_lost_events()
     assert "outbox.jsonl is damaged" in caplog.text and "outbox.broken.jsonl" in caplog.text
@@ -34,6 +41,50 @@ def test_a_torn_outbox_is_told_set_aside_and_noted_anew_and_no_point_is_lost_or_
     third = Tracker(run_dir, uri, attempt=3)
     assert not third.has_lost_events()
     third.close()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1], ids=list(CUTS)[:4])
+def test_a_torn_size_is_no_size(run_dir, keep):
+    for kind in ("started", "finished"):
+        append_event(run_dir, {"kind": kind, "stage": "refine"})
+    assert outbox_damage(run_dir, 0) == ""
+    size = run_dir / "outbox.size"
+    whole = size.read_bytes()
+    cut(size, keep)
+    assert "outbox.size" in outbox_damage(run_dir, 0)
+    size.unlink()
+    assert outbox_damage(run_dir, 0) == "", "runs of earlier versions have none"
+    # What a kill between the two writes leaves: more than is said.
+    size.write_bytes(whole)
+    with (run_dir / "outbox.jsonl").open("ab") as file:
+        file.write(b'{"kind": "tags"}\n')
+    assert outbox_damage(run_dir, 0) == ""
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1], ids=list(CUTS)[:4])
+def test_a_torn_tracking_json_is_told_and_the_run_stays_one_run_with_every_point_once(
+    uri, run_dir, caplog, keep
+):
+    """The tracker cannot hurt: neither a run nor `sync` stops for a file that only MLflow's part needs."""
+    first = Tracker(run_dir, uri)
+    first.stage_started("refine", attempt=1, inputs="a")
+    write_steps(run_dir, range(1, 6))
+    first.close()
+    cut(run_dir / "tracking.json", keep)
+    second = Tracker(run_dir, uri, attempt=2)
+    assert "tracking.json: is damaged" in caplog.text and "tracking.previous.json is used" in caplog.text
+    second.stage_started("refine", attempt=2, inputs="a")
+    write_steps(run_dir, range(6, 11))
+    second.stage_finished("refine")
+    assert second.close()
+    cut(run_dir / "tracking.json", keep)
+    assert sync(run_dir)["points"] == 0, "MLflow has them all"
+    assert history(uri, second.state()) == list(range(1, 11))
+    assert sorted(run.info.run_name for run in runs(uri)) == ["refine", "run"]
+    for name in ("tracking.json", "tracking.previous.json"):
+        cut(run_dir / name, keep)
+    with pytest.raises(BadInput, match=r"tracking\.json: is damaged"):
+        sync(run_dir)
 
 
 def test_a_log_that_was_cut_back_to_nothing_is_read_again_from_its_start(run_dir):
