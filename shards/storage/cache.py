@@ -156,8 +156,10 @@ def _opened(path: Path, used: bool = True) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if used:
-        # The time of the last use; the file system's own access times are mostly off.
-        os.utime(descriptor)
+        # The time of the last use; the file system's own access times are mostly off. Another user's file,
+        # or one on a disk that is only read, is good without.
+        with suppress(OSError):
+            os.utime(descriptor)
     return descriptor
 
 

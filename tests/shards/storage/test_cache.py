@@ -124,6 +124,17 @@ def test_small_files_are_read_through_the_cache_too(cache, server):
         cache.read(f"{server.url}/5.tar", sha_of(6))
 
 
+def test_a_file_whose_time_may_not_be_changed_is_read_all_the_same(cache, server, monkeypatch):
+    """Another user's file, or a cache on a disk that is only read."""
+    fetch(cache, server, 1)
+
+    def refuse(descriptor):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(module.os, "utime", refuse)
+    assert fetch(cache, server, 1) == content_of(1) and server.asked == {"1.tar": 1}
+
+
 def test_a_forgotten_file_is_fetched_again(cache, server):
     fetch(cache, server, 1)
     cache.forget(sha_of(1))
