@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -88,7 +88,7 @@ def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFi
     if not faults:
         content, faults = _read(images, row.file_name)
     if not faults:
-        faults = _content_faults(content, row, max_pixels)
+        faults = _content_faults(content, row, max_pixels, _pixel_faults)
     # repr: a hostile name shall not write control characters to the terminal.
     name = images.name_of(row.file_name) if row.file_name.isprintable() else repr(row.file_name)
     findings = [
@@ -138,12 +138,20 @@ def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
     return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
 
 
-def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
+def decoding_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
+    """Return the errors of an image, also of a JPEG by decoding it, and what its decoder complains of."""
+    faults = _content_faults(content, row, max_pixels, _decoded_faults)
+    return [fault for fault in faults if fault[1] not in ("image_orientation", "image_mode")]
+
+
+def _content_faults(
+    content: bytes, row: ImageRow, max_pixels: int, look: Callable[[Image.Image, bytes], list[Fault]]
+) -> list[Fault]:
     try:
         with _without_pillows_cap(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-            faults = _header_faults(image, row, max_pixels) or _pixel_faults(image, content)
+            faults = _header_faults(image, row, max_pixels) or look(image, content)
             return [*faults, *_turn_faults(_orientation(image)), *_mode_faults(image.mode, content)]
     except UnidentifiedImageError:
         form = _other_format(content)
@@ -193,16 +201,11 @@ def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[F
 def _pixel_faults(image: Image.Image, content: bytes) -> list[Fault]:
     if image.format == "JPEG" and decodes(content):
         return []
-    return decoding_faults(content, image.width, image.height)
+    return _decoded_faults(image, content)
 
 
-def decoding_faults(content: bytes, width: int, height: int) -> list[Fault]:
-    """Return what the decoder that training uses makes of a file: an error, or a warning of its complaints.
-
-    Args:
-        content: a file that Pillow has opened as a JPEG or PNG.
-        width, height: what it should decode to, in pixels.
-    """
+def _decoded_faults(image: Image.Image, content: bytes) -> list[Fault]:
+    """Return what the decoder that training uses makes of a file: an error, or a warning of complaints."""
     fault = unsafe_png(content) if content.startswith(SIGNATURE) else None
     if fault is not None:
         return [("error", "image_truncated", f"cannot be decoded ({fault})", RESTORE)]
@@ -212,12 +215,12 @@ def decoding_faults(content: bytes, width: int, height: int) -> list[Fault]:
     try:
         with heard_errors() as heard:
             pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            image = decode_image(pixels, mode=ImageReadMode.RGB)
+            decoded = decode_image(pixels, mode=ImageReadMode.RGB)
     except RuntimeError as error:
         # PyTorch names its own source file before the reason.
         reason = str(error).split("\n")[0].rsplit(", ", 1)[-1]
         return [("error", "image_truncated", f"cannot be decoded ({reason})", RESTORE)]
-    if tuple(image.shape) != (3, height, width):
+    if tuple(decoded.shape) != (3, image.height, image.width):
         return [("error", "image_truncated", "decodes to another size than its head says", RESTORE)]
     damage = [line for line in heard if line.startswith(JPEG_DAMAGE)]
     remedy = "look at it, and restore the file if a part is grey or shifted"
