@@ -238,6 +238,14 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path, server):
         fetch(Cache(str(tmp_path / "file"), 3 * SIZE), server, 0)
 
 
+def test_a_folder_that_takes_no_files_is_refused_but_what_lies_in_it_is_read(cache, server, monkeypatch):
+    fetch(cache, server, 1)
+    monkeypatch.setattr(module.os, "access", lambda folder, mode: False)
+    assert fetch(cache, server, 1) == content_of(1)
+    with pytest.raises(BadInput, match=r"cache: may not be written to; set data\.cache_dir or MRRCNN_CACHE"):
+        fetch(cache, server, 2)
+
+
 def test_its_place_is_the_one_given_or_the_users(tmp_path, monkeypatch):
     monkeypatch.delenv("MRRCNN_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
