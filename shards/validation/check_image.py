@@ -74,9 +74,9 @@ def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFi
     """Return what the shard needs to know of an image, None if it cannot be used, and its findings.
 
     A JPEG passes if its markers and tables are such that training's decoder reads it to the last row; that
-    decoder itself is asked of all others: greyscale, CMYK, palette and 16-bit images decode to RGB as they
-    are, and are listed. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is damage
-    that the decoder passes over, where it is asked. Errors have action "refused".
+    decoder itself is asked of all others: greyscale, CMYK, transparent and 16-bit images decode to RGB as
+    they are, and are listed. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is
+    damage that the decoder passes over, where it is asked. Errors have action "refused".
 
     Args:
         max_pixels: width x height beyond which an image is not decoded.
@@ -135,6 +135,8 @@ def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
     except ValueError:
         reason = "no usable name"
     remedy = "restore the file, correct --images, or remove the image"
+    if "\\" in name:
+        remedy = "write / where file_name has a backslash, unless the file is missing"
     return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
 
 
@@ -152,7 +154,7 @@ def _content_faults(
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
             faults = _header_faults(image, row, max_pixels) or look(image, content)
-            return [*faults, *_turn_faults(_orientation(image)), *_mode_faults(image.mode, content)]
+            return [*faults, *_turn_faults(_orientation(image)), *_mode_faults(image, content)]
     except UnidentifiedImageError:
         form = _other_format(content)
         if form is not None:
@@ -235,9 +237,11 @@ def _turn_faults(orientation: int) -> list[Fault]:
     return [("warning", "image_orientation", message, remedy)]
 
 
-def _mode_faults(mode: str, content: bytes) -> list[Fault]:
+def _mode_faults(image: Image.Image, content: bytes) -> list[Fault]:
     deep = content.startswith(SIGNATURE) and content[DEPTH] == 16
-    told = DEEP if deep else MODES.get(mode)
+    # A PNG may name a colour of its palette, or one grey, for transparent.
+    see_through = ALPHA if "transparency" in image.info else MODES.get(image.mode)
+    told = DEEP if deep else see_through
     return [("warning", "image_mode", *told)] if told else []
 
 

@@ -75,6 +75,24 @@ def test_every_kind_of_png_trains_as_its_rgb(case, mode):
     assert modes_listed(case) == MODES[mode]
 
 
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_png_with_a_colour_for_transparent_is_listed_as_one_with_an_alpha_channel_is(case, mode):
+    colour = (1, 2, 3) if mode == "RGB" else 3
+    Image.fromarray(COLOURS).convert(mode).save(case.images / name_of(case, PNG_IMAGE), transparency=colour)
+    case.shard()
+    assert modes_listed(case) == ["has an alpha channel, which training does not see"]
+    assert stored(case, PNG_IMAGE).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_backslash_in_a_name_is_told_where_there_is_no_such_file(case):
+    """As Windows writes paths; here it is a character like any other, and a file may be called so."""
+    case.tree["images"][2]["file_name"] = "sub\\b.jpg"
+    with pytest.raises(BadInput, match=r"cannot be read .*; write / where file_name has a backslash"):
+        case.shard()
+    (case.images / "sub/b.jpg").rename(case.images / "sub\\b.jpg")
+    assert case.shard()["images"] == 4
+
+
 @pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (3, 2), (4, 6)])
 def test_a_png_of_16_bits_trains_as_its_upper_8(case, channels, colour_type):
     colours = np.dstack([COLOURS, RAMP])[:, :, :channels]
