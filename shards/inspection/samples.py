@@ -8,6 +8,8 @@ from shards.validation.check_annotation import check_annotation
 from shards.validation.check_image import MAX_PIXELS, decoding_faults
 from shards.validation.source import ImageRow
 
+AGAIN = "make the shards again"
+
 
 def checked_sample(dataset: ShardDataset, place: int) -> tuple[dict[str, Any], list[str]]:
     """Return the KEY.json of a sample, and a line for damage that its image's decoder passes over.
@@ -31,7 +33,7 @@ def checked_sample(dataset: ShardDataset, place: int) -> tuple[dict[str, Any], l
     of_index = (row.image_id, row.width, row.height, entry["num_instances"])
     annotations = tree["annotations"] if isinstance(tree["annotations"], list) else []
     if (tree["image_id"], tree["width"], tree["height"], len(annotations)) != of_index:
-        raise CorruptSample(f"{name}: its JSON is not that of its index; make the shards again")
+        raise CorruptSample(f"{name}: its JSON is not that of its index; {AGAIN}")
     for annotation in annotations:
         _check(annotation, row, dataset.label_of)
     return tree, complaints
@@ -40,7 +42,9 @@ def checked_sample(dataset: ShardDataset, place: int) -> tuple[dict[str, Any], l
 def _check(annotation: Any, row: ImageRow, labels: dict[int, int]) -> None:
     ids = [annotation.get(key) for key in ("id", "category_id")] if isinstance(annotation, dict) else [None]
     if any(type(found) is not int for found in ids) or ids[1] not in labels:
-        raise CorruptSample(f"{row.file_name}: an annotation has no id, or no category of dataset.json's")
+        raise CorruptSample(
+            f"{row.file_name}: an annotation has no id, or no category of dataset.json; {AGAIN}"
+        )
     _, findings = check_annotation(annotation, row, row.file_name, repair=False)
     for finding in findings:
         if finding.severity == "error":

@@ -1,9 +1,7 @@
 """Shards whose checksums all hold, written by somebody else: each sample is checked as a source is."""
 
-import hashlib
 import io
 import json
-import tarfile
 
 import pytest
 from PIL import Image
@@ -14,39 +12,7 @@ from shards.inspection.inspect import inspect_shards
 from shards.inspection.samples import checked_sample
 from shards.read import ShardDataset
 from tests.shards.coco_case import HEIGHT, WIDTH
-
-SHARD = "instances-000000"
-
-
-def written_again(out, key, change):
-    """Change members of a sample, by extension, and make every checksum one of the new bytes."""
-    with tarfile.open(out / f"{SHARD}.tar") as tar:
-        members = {member.name: tar.extractfile(member).read() for member in tar}
-    sample = {extension: members[f"{key}.{extension}"] for extension in ("jpg", "json")}
-    members |= {f"{key}.{extension}": content for extension, content in change(sample).items()}
-    with tarfile.open(out / f"{SHARD}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    with tarfile.open(out / f"{SHARD}.tar") as tar:
-        offsets = {member.name: member.offset_data for member in tar}
-    index = json.loads((out / f"{SHARD}.index.json").read_text())
-    for entry in index:
-        for extension, member in entry["members"].items():
-            content = members[f"{entry['key']}.{extension}"]
-            sha256 = hashlib.sha256(content).hexdigest()
-            member |= {
-                "offset": offsets[f"{entry['key']}.{extension}"],
-                "size": len(content),
-                "sha256": sha256,
-            }
-    (out / f"{SHARD}.index.json").write_text(json.dumps(index))
-    tree = json.loads((out / "dataset.json").read_text())
-    for name, file in (("sha256", f"{SHARD}.tar"), ("index_sha256", f"{SHARD}.index.json")):
-        tree["shards"][0][name] = hashlib.sha256((out / file).read_bytes()).hexdigest()
-    tree["shards"][0]["bytes"] = (out / f"{SHARD}.tar").stat().st_size
-    (out / "dataset.json").write_text(json.dumps(sealed(tree)))
+from tests.shards.stranger import SHARD, written_again
 
 
 def picture(width, height, form="JPEG"):
