@@ -32,7 +32,9 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     # Single words stay whole, for two may begin alike; sentences give the room.
     wraps = [any(" " in row[place] for row in rows) for place in range(len(columns))]
-    heads = [Column(name, no_wrap=not wrap) for name, wrap in zip(columns, wraps, strict=True)]
+    heads = [
+        Column(name, no_wrap=not wrap, overflow="fold") for name, wrap in zip(columns, wraps, strict=True)
+    ]
     table = Table(*heads, title=Text(title), show_header=any(columns))
     for row in rows:
         # Text: brackets in a cell are no markup.

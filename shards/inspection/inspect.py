@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from tqdm import tqdm
 
 from shards.boxes import HUDDLED_IOU
 from shards.errors import BadInput
@@ -52,7 +53,8 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: 
     absent, damaged = _check_shards(dataset)
     whole, complaints = [], []
     tally = Tally({category["id"]: category["name"] for category in dataset.categories})
-    for place in range(len(dataset)):
+    # None: on a terminal only.
+    for place in tqdm(range(len(dataset)), "decoding", unit=" images", disable=None):
         # A missing shard is one line, not thousands.
         if dataset.entries.image(place).shard in absent:
             continue
@@ -86,7 +88,9 @@ def _check_writable(folder: Path) -> None:
 def _check_shards(dataset: ShardDataset) -> tuple[set[int], list[str]]:
     """Return the numbers of the shards that cannot be read at all, and what is wrong with any."""
     absent, lines = set(), []
-    for number, shard in enumerate(dataset.description["shards"]):
+    for number, shard in enumerate(
+        tqdm(dataset.description["shards"], "verifying", unit=" shards", disable=None)
+    ):
         try:
             lines += _damage(dataset, shard)
         except BadInput as error:
