@@ -105,7 +105,8 @@ def show_statistics(found: dict[str, Any]) -> None:
 def _show_categories(counts: dict[str, int]) -> None:
     order = sorted(counts, key=lambda name: (-counts[name], name))
     shown, hidden = order[:MOST_CATEGORIES], order[MOST_CATEGORIES:]
-    rows = [[name, str(counts[name])] for name in shown]
+    # repr: a hostile name shall not write control characters to the terminal.
+    rows = [[name if name.isprintable() else repr(name), str(counts[name])] for name in shown]
     if hidden:
         rows.append([f"{len(hidden)} more", str(sum(counts[name] for name in hidden))])
     show_table("instances of each category", ["category", "instances"], rows)

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.console import show_table
-from jobs.summary import show_findings, showing_findings
+from jobs.summary import show_findings, show_statistics, showing_findings
 from shards.errors import BadInput
 from shards.synthetic.synth import write_synthetic
 
@@ -96,6 +96,12 @@ def test_a_table_on_a_terminal_is_drawn_and_takes_brackets_as_text(capsys, damag
     monkeypatch.setenv("COLUMNS", "200")
     show_findings(damaged / "out")
     assert "│" in terminal.getvalue() and "[red]dropped[/red]" in terminal.getvalue()
+
+
+def test_a_category_whose_name_would_clear_the_terminal_is_shown_as_its_characters(capsys):
+    show_statistics({"images": 1, "damaged": [], "complaints": [], "categories": {"a\x1b[2J": 3, "b": 1}})
+    shown = capsys.readouterr().out
+    assert "'a\\x1b[2J'  3" in shown and "\x1b" not in shown
 
 
 def test_an_old_report_is_not_shown_for_another_fault(capsys, damaged):

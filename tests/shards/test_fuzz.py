@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.data import training_target
 from shards.errors import BadInput
 from shards.inspection.samples import checked_sample
-from shards.read import ShardDataset
+from shards.read import Sample, ShardDataset
 from shards.write import write_shards
 from tests.shards.coco_case import Case, polygon
 from tests.shards.damage import damage_bytes, damage_image, damage_tree
@@ -97,6 +98,7 @@ def check_account(case: Case, options: dict, tag: str) -> None:
     samples = [data_set[place] for place in range(len(data_set))]
     for sample in samples:
         assert sample.image.shape == (3, sample.height, sample.width), tag
+        check_trainable(sample, data_set, tag)
     kept = [annotation for sample in samples for annotation in sample.annotations]
     read = {name: len(source.get(name, [])) for name in ("images", "annotations")}
     assert report["read"] == read, tag
@@ -231,10 +233,18 @@ def inspected(case: Case, tag: str) -> list[str]:
             check_named(error, tag)
             ends.append("named")
             continue
-        target = training_target(data_set[place], data_set.label_of)
-        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]), tag
+        check_trainable(data_set[place], data_set, tag)
         ends.append("sound")
     return ends
+
+
+def check_trainable(sample: Sample, data_set: ShardDataset, tag: str) -> None:
+    target = training_target(sample, data_set.label_of)
+    x1, y1, x2, y2 = target["boxes"].unbind(1)
+    assert ((x1 >= 0) & (y1 >= 0) & (x2 <= sample.width) & (y2 <= sample.height)).all(), tag
+    assert ((x1 < x2) & (y1 < y2)).all(), tag
+    masks = target["masks"][torch.arange(len(target["boxes"]))]
+    assert masks.shape == (len(target["labels"]), sample.height, sample.width), tag
 
 
 def test_a_damaged_description(pristine, tmp_path):
