@@ -37,6 +37,8 @@ OTHER_FORMATS = {
 # The EXIF orientations that are not "as stored"; from 5 on they swap width and height.
 TURNED = range(2, 9)
 SWAPPED = range(5, 9)
+# What a PNG with an orientation holds somewhere; the second is ImageMagick's.
+PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 # What trains as RGB, and is not the same as RGB to everyone.
 ALPHA = (
     "has an alpha channel, which training does not see",
@@ -153,8 +155,13 @@ def _content_faults(
         with _without_pillows_cap(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-            faults = _header_faults(image, row, max_pixels) or look(image, content)
-            return [*faults, *_turn_faults(_orientation(image)), *_mode_faults(image, content)]
+            # Before any other look: Pillow decodes a PNG to tell its orientation.
+            if image.width * image.height > max_pixels:
+                message = f"decodes to {image.width} x {image.height}, more than {max_pixels} pixels"
+                return [("error", "image_pixels", message, "scale it down or raise --max-pixels")]
+            orientation = _orientation(image, content)
+            faults = _header_faults(image, row, orientation) or look(image, content)
+            return [*faults, *_turn_faults(orientation), *_mode_faults(image, content)]
     except UnidentifiedImageError:
         form = _other_format(content)
         if form is not None:
@@ -183,17 +190,13 @@ def _without_pillows_cap() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = theirs
 
 
-def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[Fault]:
-    if image.width * image.height > max_pixels:
-        message = f"decodes to {image.width} x {image.height}, more than {max_pixels} pixels"
-        return [("error", "image_pixels", message, "scale it down or raise --max-pixels")]
+def _header_faults(image: Image.Image, row: ImageRow, orientation: int) -> list[Fault]:
     found = CONTAINED.get(image.format, image.format)
     if found != EXTENSIONS[_extension(row.file_name)]:
         return [("error", "image_format", f"is a {found} file by its content", "rename or convert it")]
     if image.size == (row.width, row.height):
         return []
     message = f"is {image.width} x {image.height}, declared as {row.width} x {row.height}"
-    orientation = _orientation(image)
     if orientation in SWAPPED and image.size == (row.height, row.width):
         message += f" as its EXIF orientation {orientation} turns it"
         return [("error", "image_size", message, "turn the pixels and remove the orientation")]
@@ -245,8 +248,11 @@ def _mode_faults(image: Image.Image, content: bytes) -> list[Fault]:
     return [("warning", "image_mode", *told)] if told else []
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, content: bytes) -> int:
     """Return the EXIF orientation, 1 (as stored) where there is none that can be read."""
+    # A PNG may have it behind its pixels, and Pillow decodes those to look there.
+    if image.format == "PNG" and not any(mark in content for mark in PNG_EXIF):
+        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGE:

@@ -147,6 +147,35 @@ def test_broken_exif_is_no_reason_to_refuse_an_image(case):
     assert case.report()["errors"] == {}
 
 
+@pytest.mark.parametrize("behind", [b"", b"eXIf"])
+def test_a_png_beyond_the_cap_is_not_decoded_to_look_for_its_orientation(case, monkeypatch, behind):
+    """A few bytes that say 16 billion pixels: Pillow takes 48 GB to tell whether they are turned."""
+    path = case.images / name_of(case, PNG_IMAGE)
+    content = bytearray(path.read_bytes())
+    content[16:20] = (1 << 29).to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content + behind)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    with pytest.raises(BadInput, match=r"decodes to 536870912 x 30, more than 178956970 pixels"):
+        case.shard()
+    assert case.report()["errors"] == {"image_pixels": 1}
+
+
+def test_the_orientation_of_a_png_is_found_before_and_behind_its_pixels(case):
+    path = case.images / name_of(case, PNG_IMAGE)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(COLOURS).save(path, exif=exif)
+    content = path.read_bytes()
+    case.shard()
+    assert case.report()["warnings"]["image_orientation"] == 1
+    place = content.index(b"eXIf") - 4
+    end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+    path.write_bytes(content[:place] + content[end:-12] + content[place:end] + content[-12:])
+    case.shard()
+    assert case.report()["warnings"]["image_orientation"] == 1
+
+
 def test_the_cap_of_pixels_is_the_users_and_holds_before_decoding(case):
     with pytest.raises(BadInput, match=r"decodes to 40 x 30, more than 1199 pixels .*--max-pixels"):
         case.shard(max_pixels=WIDTH * HEIGHT - 1)
