@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from configs.schema import Config, Schedule
+from pipeline.heap import keep_freed_memory
 from pipeline.network.gt_masks import GroundTruthMasks
 from shards.batches import GlobalBatches
 from shards.errors import BadInput, CorruptSample
@@ -142,7 +143,12 @@ def training_batches(
     workers = config.data.loader_workers
     prefetch = 4 if workers else None
     loader = DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, collate_fn=packed, prefetch_factor=prefetch
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=packed,
+        prefetch_factor=prefetch,
+        worker_init_fn=keep_freed_memory,
     )
     ahead = Ahead(dataset, order, schedule.iters * schedule.batch)
     try:

@@ -2,107 +2,182 @@
 
 import hashlib
 import json
+import socket
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import IO
 
 from shards.errors import BadInput
 from shards.index import index_name
 from shards.storage.files import flush
-from shards.storage.folder import Folder
-from shards.validation.validate import Record
+from shards.storage.folder import Folder, LocalFolder
+from shards.validation.findings import Finding
+from shards.validation.source import ImageRow
+from shards.validation.validate import Record, Rules, Sample, check_row
 
 OWNER = "mrrcnn"
 READABLE = 0o444
 BLOCK = tarfile.BLOCKSIZE
-# A worker holds the annotations of its shard. COCO has 6 MiB of them in 256 MiB, so this cuts only data
+# A worker holds the annotations of its shard. COCO has 8 MiB of them in 256 MiB, so this cuts only data
 # sets of tiny images, whose shards would otherwise be annotations for the most part.
-MAX_JSON_BYTES = 8 << 20
+MAX_PACKED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The plan of one shard: everything that its bytes depend on."""
+    """The plan of one shard: the images that are to go into it.
+
+    Attributes:
+        write: False if it is only to be looked at.
+    """
 
     name: str
-    records: tuple[Record, ...]
+    rows: tuple[ImageRow, ...]
+    write: bool = True
 
 
-def plan_shards(records: list[Record], name: str, max_bytes: int) -> Iterator[Shard]:
-    """Yield the shards in order; the cut depends on the records alone, never on the workers.
+@dataclass(frozen=True)
+class Made:
+    """A shard as it was, or would have been, written.
 
-    A shard ends before it grows beyond `max_bytes`, or its annotations beyond 8 MiB; one sample fits always.
+    Attributes:
+        row: its row of dataset.json: name, samples, bytes and checksums.
+        records: its samples.
+        findings: of all its images, also of those that are left out.
     """
-    number, total, texts, batch = 0, 0, 0, []
-    for record in records:
-        text = len(record.json)
-        size = _padded(record.image.size) + _padded(text)
-        if batch and (total + size > max_bytes or texts + text > MAX_JSON_BYTES):
-            yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
-            number, total, texts, batch = number + 1, 0, 0, []
-        batch.append(record)
-        total, texts = total + size, texts + text
-    yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
+
+    row: dict
+    records: list[Record]
+    findings: list[Finding]
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is an error that forbids to keep it."""
+        return any(finding.action == "refused" for finding in self.findings)
 
 
-def write_shard(shard: Shard, images: Folder, out: Folder) -> dict:
-    """Return name, samples, bytes and checksums of a shard, written unless it is there and whole.
+def plan_shards(images: Iterable[tuple[ImageRow, int | None]], name: str, max_bytes: int) -> Iterator[Shard]:
+    """Yield the shards in order; the cut depends on the source alone, not on what is left out or on workers.
+
+    A shard ends before its image files and packed annotations grow beyond `max_bytes`, or the annotations
+    beyond 16 MiB; one image fits always.
+
+    Args:
+        images: with the size of their files in bytes: -1 of an absent one, None where it cannot be known (a
+            web server need not tell): then two pixels are taken for a byte, as a JPEG of good quality has it.
+    """
+    number, total, packed, batch = 0, 0, 0, []
+    for row, size in images:
+        size = row.width * row.height // 2 if size is None else max(0, size)
+        size += len(row.packed)
+        if batch and (total + size > max_bytes or packed + len(row.packed) > MAX_PACKED_BYTES):
+            yield Shard(_name(name, number), tuple(batch))
+            number, total, packed, batch = number + 1, 0, 0, []
+        batch.append(row)
+        total, packed = total + size, packed + len(row.packed)
+    yield Shard(_name(name, number), tuple(batch))
+
+
+def _name(name: str, number: int) -> str:
+    return f"{name}-{number:06d}.tar"
+
+
+def make_shard(shard: Shard, images: Folder, out: Folder, rules: Rules) -> Made:
+    """Return a shard after looking at its images and writing it, unless it lies there to the last byte.
+
+    Every image is read once. If all of its images are left out, the shard is an empty tar.
 
     Raises:
-        BadInput: an image is not the one that was validated.
+        BadInput: the folder of the images is not there on this machine.
+        OSError: the disk or the network fails.
     """
-    index = _encoded_index(shard)
-    tar = _found(shard, index, out)
-    if tar is None:
-        with out.making(shard.name) as temporary, open(temporary, "wb") as stream:
-            tar = _write_tar(stream, shard, partial(_source_image, images))
-            flush(stream)
-        # The index comes after the shard, so an index means that its shard is whole.
-        out.write(index_name(shard.name), index)
-    return {
-        "name": shard.name,
-        "samples": len(shard.records),
-        "bytes": tar.size,
-        "sha256": tar.digest.hexdigest(),
-        "index_sha256": hashlib.sha256(index).hexdigest(),
-    }
+    _check_there(images)
+    left = out.has(index_name(shard.name)) and out.has(shard.name)
+    if left or not shard.write:
+        made, index = _put(None, shard, images, rules)
+        if not shard.write or _is_left(made, index, out):
+            return made
+    with out.making(shard.name) as temporary, open(temporary, "wb") as stream:
+        made, index = _put(stream, shard, images, rules)
+        flush(stream)
+    # The index comes after the shard, so an index means that its shard is whole.
+    out.write(index_name(shard.name), index)
+    return made
 
 
-class _Hashed:
-    """What a tar is written to: passes on to a stream, if there is one, and counts and hashes."""
+def remove_shard(name: str, out: Folder) -> None:
+    """Remove a shard and its index, where they are."""
+    out.remove(index_name(name))
+    out.remove(name)
+
+
+def _check_there(images: Folder) -> None:
+    # It was there when the command began; but this may be another machine.
+    if isinstance(images, LocalFolder) and not images.exists():
+        raise BadInput(
+            f"{images}: is no folder on {socket.gethostname()}; put the images where every machine that "
+            "shards sees them, or shard on one machine"
+        )
+
+
+class _Tar:
+    """A tar, byte for byte as webdataset's TarWriter writes it (importing that takes seconds), and its index.
+
+    Passes on to a stream, if there is one, and counts and hashes.
+    """
 
     def __init__(self, stream: IO[bytes] | None):
         self.stream = stream
         self.size = 0
         self.digest = hashlib.sha256()
+        self.entries: list[dict] = []
 
-    def write(self, content: bytes) -> None:
+    def add(self, sample: Sample) -> None:
+        record = sample.record
+        content = {record.image.extension: sample.image, "json": sample.json}
+        sha256 = {record.image.extension: record.image.sha256, "json": record.json_sha256}
+        parts, members, place = [], {}, self.size
+        for extension, member in sorted(content.items()):
+            parts += [_head(f"{record.key}.{extension}", len(member)), member, bytes(-len(member) % BLOCK)]
+            members[extension] = {
+                "offset": place + BLOCK, "size": len(member), "sha256": sha256[extension],
+            }  # fmt: skip
+            place += BLOCK + len(member) + -len(member) % BLOCK
+        # At once: a call for each part costs more than the copy.
+        self._write(b"".join(parts))
+        self.entries.append(_entry(record, members))
+
+    def end(self) -> None:
+        self._write(bytes(2 * BLOCK))
+        self._write(bytes(-self.size % tarfile.RECORDSIZE))
+
+    def _write(self, content: bytes) -> None:
         self.size += len(content)
         self.digest.update(content)
         if self.stream is not None:
             self.stream.write(content)
 
 
-def _write_tar(stream: IO[bytes] | None, shard: Shard, image_of: Callable[[Record], bytes]) -> _Hashed:
-    """Write, byte for byte, what webdataset's TarWriter would; importing that takes seconds."""
-    tar = _Hashed(stream)
-    for record in shard.records:
-        content = {record.image.extension: image_of(record), "json": record.json}
-        parts = []
-        for extension, size in _members(record):
-            parts += [_head(f"{record.key}.{extension}", size), content[extension], bytes(-size % BLOCK)]
-        # At once: a call for each part costs more than the copy.
-        tar.write(b"".join(parts))
-    tar.write(bytes(2 * BLOCK))
-    tar.write(bytes(-tar.size % tarfile.RECORDSIZE))
-    return tar
-
-
-def _members(record: Record) -> list[tuple[str, int]]:
-    """Return extension and size of the members of a sample, in their order in the tar."""
-    return sorted([(record.image.extension, record.image.size), ("json", len(record.json))])
+def _put(stream: IO[bytes] | None, shard: Shard, images: Folder, rules: Rules) -> tuple[Made, bytes]:
+    """Return the shard and its index, after writing the tar to a stream, or to nowhere."""
+    tar, records, findings = _Tar(stream), [], []
+    for row in shard.rows:
+        sample, found = check_row(row, images, rules)
+        findings += found
+        if sample is not None:
+            tar.add(sample)
+            records.append(sample.record)
+    tar.end()
+    index = json.dumps(tar.entries, separators=(",", ":")).encode()
+    row = {
+        "name": shard.name,
+        "samples": len(records),
+        "bytes": tar.size,
+        "sha256": tar.digest.hexdigest(),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+    }
+    return Made(row, records, findings), index
 
 
 def _head(name: str, size: int) -> bytes:
@@ -111,78 +186,18 @@ def _head(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def _padded(size: int) -> int:
-    return BLOCK + -(-size // BLOCK) * BLOCK
-
-
-def _offsets(shard: Shard) -> Iterator[dict[str, int]]:
-    """Yield where in the tar the members of each sample begin, by extension: their sizes decide it."""
-    place = 0
-    for record in shard.records:
-        offsets = {}
-        for extension, size in _members(record):
-            offsets[extension] = place + BLOCK
-            place += _padded(size)
-        yield offsets
-
-
-def _source_image(images: Folder, record: Record) -> bytes:
-    try:
-        content = images.read(record.file_name)
-    except OSError:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != record.image.sha256:
-        name = images.name_of(record.file_name)
-        raise BadInput(f"{name}: image {record.image_id} changed while it was sharded; run it again")
-    return content
-
-
-def _encoded_index(shard: Shard) -> bytes:
-    entries = [_entry(*one) for one in zip(shard.records, _offsets(shard), strict=True)]
-    return json.dumps(entries, separators=(",", ":")).encode()
-
-
-def _entry(record: Record, offsets: dict[str, int]) -> dict:
-    files = {
-        record.image.extension: (record.image.size, record.image.sha256),
-        "json": (len(record.json), record.json_sha256),
-    }
+def _entry(record: Record, members: dict[str, dict]) -> dict:
     return {
         "key": record.key,
         "image_id": record.image_id,
         "width": record.width,
         "height": record.height,
         "num_instances": record.num_instances,
-        "members": {
-            extension: {"offset": offsets[extension], "size": size, "sha256": sha256}
-            for extension, (size, sha256) in files.items()
-        },
+        "members": members,
     }
 
 
-def _found(shard: Shard, index: bytes, out: Folder) -> _Hashed | None:
-    """Return the tar that an earlier, killed call left, if it and its index are what this one would write.
-
-    To the last byte: the tar is written again, to nowhere, out of the images that lie in it.
-    """
-    if not (out.has(index_name(shard.name)) and out.has(shard.name)):
-        return None
-    if out.read(index_name(shard.name)) != index:
-        return None
-    lie = dict(zip((record.key for record in shard.records), _offsets(shard), strict=True))
-    try:
-        with out.open(shard.name) as stream:
-            tar = _write_tar(None, shard, lambda record: _shard_image(stream, record, lie[record.key]))
-            stream.seek(0)
-            same = hashlib.file_digest(stream, "sha256").digest() == tar.digest.digest()
-    except ValueError:
-        return None
-    return tar if same else None
-
-
-def _shard_image(stream: IO[bytes], record: Record, offsets: dict[str, int]) -> bytes:
-    stream.seek(offsets[record.image.extension])
-    content = stream.read(record.image.size)
-    if hashlib.sha256(content).hexdigest() != record.image.sha256:
-        raise ValueError(f"{record.key} is damaged")
-    return content
+def _is_left(made: Made, index: bytes, out: Folder) -> bool:
+    """Return whether an earlier, killed call left what this one would write."""
+    row = made.row
+    return out.read(index_name(row["name"])) == index and out.holds(row["name"], row["bytes"], row["sha256"])

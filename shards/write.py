@@ -1,32 +1,34 @@
-"""COCO to shards: validated first, then written in parallel; the bytes are always the same."""
+"""COCO to shards: each image is looked at and written in one go; the bytes are always the same."""
 
 import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
-from shards.description import DESCRIPTION, FORMAT, is_intact, sealed
+from shards.description import DESCRIPTION, FORMAT, sealed
+from shards.earlier import PROGRESS, REPORT, finished, images_changed
 from shards.errors import BadInput
-from shards.index import index_name
 from shards.pool import Spread, processes
 from shards.source_images import note_images
 from shards.storage.files import encode_json
 from shards.storage.folder import Folder, LocalFolder, folder_at
 from shards.storage.remote import WEB, shown
-from shards.tars import plan_shards, write_shard
-from shards.validation.check_image import MAX_PIXELS, check_image, leads_out
+from shards.tars import Made, Shard, make_shard, plan_shards, remove_shard
+from shards.validation.check_image import MAX_PIXELS, leads_out
 from shards.validation.findings import Refused, refuse_errors, report_of
 from shards.validation.source import Source, read_source
-from shards.validation.validate import Record, useful_workers, validate
+from shards.validation.validate import Record, Rules, source_findings
 
-PROGRESS = "progress.json"
-REPORT = "report.json"
+# Starting a process costs about as much as looking at so many images and writing them.
+IMAGES_A_WORKER = 256
 
 
 def write_shards(
@@ -44,10 +46,11 @@ def write_shards(
 ) -> dict:
     """Return the content of OUT/dataset.json, after writing the shards, their indexes and report.json.
 
-    Validates everything first and writes report.json, also when it refuses. Bytes do not depend on the
-    number of workers. Killed and called again it goes on; finished, it returns at once unless an image was
-    written since: then all is validated again, and the shards that differ are written. A second writer of
-    `out` is refused where `out` is a local folder; object stores have no locks.
+    Everything is validated and listed in report.json; if that refuses the data set, its shards are removed
+    again. Bytes do not depend on the number of workers. Killed and called again it goes on; finished, it
+    returns at once unless an image was written since: then all is validated again before the shards that
+    differ are written. A second writer of `out` is refused where `out` is a local folder; object stores
+    have no locks.
 
     Args:
         images: folder or URL that the file_names of the annotation file are relative to.
@@ -57,7 +60,7 @@ def write_shards(
         on_bad: "fail" refuses any error, "skip" leaves the image or annotation out; both list it.
         repair: clip boxes, take boxes and areas from the masks, drop annotations without a usable mask.
         max_pixels: an image of more pixels (width x height) is an error and is not decoded.
-        shard_size_mb: a shard is closed when it would grow beyond this many MiB.
+        shard_size_mb: a shard is closed when its images and annotations would grow beyond this many MiB.
         name: shards are called NAME-000000.tar; by default as the annotation file, or "shard" where that has
             no letter or digit of ASCII.
         spreading: what yields a `map` in order to be used in place of processes of this machine.
@@ -70,34 +73,51 @@ def write_shards(
     _check_writable(out)
     _check_folder(originals)
     source = read_source(annotations)
-    options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels}
-    identity = _identity(source, originals, options, shard_size_mb, name)
+    options = {"on_bad": on_bad, "repair": repair, "max_pixels": max_pixels, "shard_size_mb": shard_size_mb}
+    work = _planned(source, originals, target, options, name)
     _make_folder(target)
     with target.locked():
         began = time.time_ns()
-        finished = _begun(target, identity)
-        if finished is not None and not _images_changed(source, originals, target, max_pixels):
-            return finished
-        with spreading or processes(min(workers, useful_workers(len(source.rows)))) as spread:
-            records = _validated(source, originals, target, options, spread)
-            description = _write_all(source, records, originals, target, identity, spread)
-        if finished is not None:
-            _remove_others(target, finished, description)
+        before = finished(target, work.identity)
+        if before is not None and not images_changed(source, originals, target, max_pixels):
+            return before
+        with spreading or processes(_useful(workers, work)) as spread:
+            if target.has(DESCRIPTION):
+                # What was finished stays if it turns out now that it would be refused.
+                _report(work, _made(work, spread, write=False))
+            description = _written(work, spread)
+        if before is not None:
+            _remove_others(target, before, description)
         if isinstance(target, LocalFolder):
             target.date(DESCRIPTION, began)
         return description
 
 
-def _identity(
-    source: Source, originals: Folder, options: dict[str, Any], shard_size_mb: int, name: str | None
-) -> dict[str, Any]:
-    return {
+@dataclass(frozen=True)
+class _Work:
+    """What is to be sharded, from where, to where and how; `identity` is all that decides the bytes."""
+
+    source: Source
+    images: Folder
+    out: Folder
+    rules: Rules
+    identity: dict[str, Any]
+    shards: list[Shard]
+
+
+def _planned(source: Source, images: Folder, out: Folder, options: dict[str, Any], name: str | None) -> _Work:
+    sizes = _image_sizes(source, images)
+    identity = {
         "annotations_sha256": source.sha256,
-        "image_sizes_sha256": _hash_image_sizes(source, originals),
+        "image_sizes_sha256": _hash_image_sizes(source, sizes),
         **options,
-        "shard_size_mb": shard_size_mb,
         "name": _shard_name(name) if name is not None else _name_after(source.file),
     }
+    skip = options["on_bad"] == "skip"
+    rules = Rules(source.file, source.has_annotations, options["max_pixels"], skip, options["repair"])
+    sized = zip(source.rows, sizes, strict=True)
+    shards = list(plan_shards(sized, identity["name"], options["shard_size_mb"] << 20))
+    return _Work(source, images, out, rules, identity, shards)
 
 
 def _check_arguments(workers: int, on_bad: str, max_pixels: int, shard_size_mb: int) -> None:
@@ -150,124 +170,110 @@ def _safe(name: str) -> str:
     return safe if safe.strip("_") else ""
 
 
-def _hash_image_sizes(source: Source, images: Folder) -> str:
+def _image_sizes(source: Source, images: Folder) -> list[int | None]:
+    """Return the size of each image file in bytes: -1 where there is none, None where nobody tells."""
+    inside = [row for row in source.rows if not leads_out(row.file_name)]
+    found = images.sizes(row.file_name for row in inside)
+    sizes = {row.image_id: size for row, size in zip(inside, found, strict=True)}
+    return [sizes.get(row.image_id, -1) for row in source.rows]
+
+
+def _hash_image_sizes(source: Source, sizes: list[int | None]) -> str:
     """Hash names and sizes: a mended image is another source, and a look at each file is cheap."""
     digest = hashlib.sha256()
-    sizes = images.sizes(row.file_name for row in source.rows if not leads_out(row.file_name))
-    for row in source.rows:
-        size = -1 if leads_out(row.file_name) else next(sizes)
+    for row, size in zip(source.rows, sizes, strict=True):
         digest.update(encode_json((row.file_name, size)))
     return digest.hexdigest()
 
 
-def _begun(out: Folder, identity: dict) -> dict | None:
-    """Return what is finished there, None if it is to be begun or gone on with; refuse another source."""
-    if out.has(DESCRIPTION):
-        description = _json_of(out, DESCRIPTION)
-        if description.get("source") == identity:
-            # Left by a call that was killed, or found the disk full, at its very last step.
-            out.remove(PROGRESS)
-            return description if _is_whole(out, description) else None
-    elif not out.has(PROGRESS) or _json_of(out, PROGRESS) == identity:
-        return None
-    raise BadInput(
-        f"{out}: holds shards of another source or other options; choose another --out or delete it "
-        "(in a run directory: --redo shard)"
-    )
+def _useful(workers: int, work: _Work) -> int:
+    """Return how many processes have something to do that is worth their start."""
+    return max(1, min(workers, len(work.shards), len(work.source.rows) // IMAGES_A_WORKER))
 
 
-def _is_whole(out: Folder, description: dict) -> bool:
-    """Whether every shard and every index is there to the last byte, the description, and a report."""
-    try:
-        _json_of(out, REPORT)
-        return is_intact(description) and all(_holds(out, shard) for shard in description["shards"])
-    except (KeyError, TypeError, AttributeError, OSError, BadInput):
-        # Damage that left JSON behind: then everything is looked at and written anew.
-        return False
+def _made(work: _Work, spread: Spread, write: bool) -> list[Made]:
+    """Return all shards, written as long as nothing is refused."""
+    made: list[Made] = []
+    refused = any(one.action == "refused" for one in source_findings(work.source.findings, work.rules))
+
+    def tasks() -> Iterator[Shard]:
+        for shard in work.shards:
+            yield replace(shard, write=write and not refused)
+
+    make = partial(make_shard, images=work.images, out=work.out, rules=work.rules)
+    # None: on a terminal only.
+    with tqdm(total=len(work.source.rows), desc="sharding", unit=" images", disable=None) as progress:
+        for one, shard in zip(spread(make, tasks()), work.shards, strict=True):
+            made.append(one)
+            refused = refused or one.refused
+            progress.update(len(shard.rows))
+    return made
 
 
-def _holds(out: Folder, shard: dict) -> bool:
-    index = index_name(shard["name"])
-    whole = out.has(index) and hashlib.sha256(out.read(index)).hexdigest() == shard["index_sha256"]
-    return whole and out.holds(shard["name"], shard["bytes"], shard["sha256"])
+def _report(work: _Work, made: list[Made]) -> None:
+    """Write report.json.
 
-
-def _images_changed(source: Source, images: Folder, out: Folder, max_pixels: int) -> bool:
-    """Return whether finished shards may be of other images than those there now, of the same sizes.
-
-    Their times tell, where both are local; they are compared with that of dataset.json, in which they cannot
-    be written: the same images give the same bytes. Else only the images that were found bad are looked at.
+    Raises:
+        Refused: the data set has errors, or nothing of it is left.
     """
-    rows = [row for row in source.rows if not leads_out(row.file_name)]
-    if isinstance(images, LocalFolder) and isinstance(out, LocalFolder):
-        return images.changed_since((row.file_name for row in rows), out, DESCRIPTION)
-    bad = _refused_images(out)
-    return any(check_image(row, images, max_pixels)[0] for row in rows if row.image_id in bad)
-
-
-def _refused_images(out: Folder) -> set[int]:
-    found = _json_of(out, REPORT).get("findings", ())
-    return {
-        one["image_id"]
-        for one in found
-        if one["severity"] == "error" and one["annotation_id"] is None and one["kind"].startswith("image_")
-    }
-
-
-def _remove_others(out: Folder, before: dict, now: dict) -> None:
-    """Remove the shards of an earlier description that the present one has no more."""
-    names = {shard["name"] for shard in now["shards"]}
-    for gone in {shard["name"] for shard in before["shards"]} - names:
-        out.remove(index_name(gone))
-        out.remove(gone)
-
-
-def _json_of(out: Folder, name: str) -> dict:
-    try:
-        return dict(json.loads(out.read(name)))
-    except (ValueError, TypeError, RecursionError):
-        raise BadInput(f"{out.name_of(name)}: is damaged; delete the folder and shard again") from None
-
-
-def _validated(
-    source: Source, images: Folder, out: Folder, options: dict[str, Any], spread: Spread
-) -> list[Record]:
-    records, findings = validate(source, images, spread=spread, **options)
+    findings = source_findings(work.source.findings, work.rules)
+    findings += [finding for one in made for finding in one.findings]
+    records = _records(made)
     kept = {"images": len(records), "annotations": sum(record.num_instances for record in records)}
     if any(finding.action == "refused" for finding in findings):
         kept = dict.fromkeys(kept, 0)
-    report = report_of(findings, source.counts, kept)
-    out.write(REPORT, json.dumps(report, indent=1).encode())
-    refuse_errors(findings, out.name_of(REPORT))
+    report = report_of(findings, work.source.counts, kept)
+    work.out.write(REPORT, json.dumps(report, indent=1).encode())
+    refuse_errors(findings, work.out.name_of(REPORT))
     if not records:
-        raise Refused(f"{source.file}: no image is left after skipping; see {out.name_of(REPORT)}")
-    return records
+        raise Refused(f"{work.rules.file}: no image is left after skipping; see {work.out.name_of(REPORT)}")
 
 
-def _write_all(
-    source: Source, records: list[Record], images: Folder, out: Folder, identity: dict, spread: Spread
-) -> dict:
-    out.write(PROGRESS, encode_json(identity))
-    plan = plan_shards(records, identity["name"], identity["shard_size_mb"] << 20)
-    written = spread(partial(write_shard, images=images, out=out), plan)
-    shards = list(tqdm(written, "writing", unit=" shards", disable=None))
+def _written(work: _Work, spread: Spread) -> dict:
+    work.out.write(PROGRESS, encode_json(work.identity))
+    made = _made(work, spread, write=True)
+    try:
+        _report(work, made)
+    except Refused:
+        work.out.remove(DESCRIPTION)
+        for shard in work.shards:
+            remove_shard(shard.name, work.out)
+        work.out.remove(PROGRESS)
+        raise
+    return _described(work, made)
+
+
+def _described(work: _Work, made: list[Made]) -> dict:
+    """Return the description after writing it: from then on the data set is finished."""
+    source, records = work.source, _records(made)
     description = sealed(
         {
             "format": FORMAT,
-            "shards": shards,
+            "shards": [one.row for one in made],
             "images": len(records),
             "instances": sum(record.num_instances for record in records),
             "has_annotations": source.has_annotations,
             "categories": source.categories,
             "labels": {str(category["id"]): label for label, category in enumerate(source.categories, 1)},
             "hash": _hash(records, source.categories),
-            "source": identity,
+            "source": work.identity,
         }
     )
-    note_images(out, ((record.file_name, record.image.size) for record in records))
-    out.write(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
-    out.remove(PROGRESS)
+    note_images(work.out, ((record.file_name, record.image.size) for record in records))
+    work.out.write(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
+    work.out.remove(PROGRESS)
     return description
+
+
+def _records(made: list[Made]) -> list[Record]:
+    return [record for one in made for record in one.records]
+
+
+def _remove_others(out: Folder, before: dict, now: dict) -> None:
+    """Remove the shards of an earlier description that the present one has no more."""
+    names = {shard["name"] for shard in now["shards"]}
+    for gone in {shard["name"] for shard in before["shards"]} - names:
+        remove_shard(gone, out)
 
 
 def _hash(records: list[Record], categories: list[dict]) -> str:

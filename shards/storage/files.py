@@ -34,13 +34,15 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield the name to write, and flush, in the body; without an error it is `path` afterwards.
 
     Raises:
-        OSError: of the body or the renaming, naming `path`: a full disk would not say which file.
+        OSError: of the body or the renaming; it names `path` where it named no other file, as a full disk.
     """
     temporary = temporary_beside(path)
     try:
         yield temporary
         rename_durably(temporary, path)
     except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

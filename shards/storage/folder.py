@@ -142,8 +142,11 @@ class RemoteFolder:
         """Return the size of an object in bytes, -1 where there is none."""
         return persistently(self._url_of(name), _size)
 
-    def sizes(self, names: Iterable[str]) -> Iterator[int]:
-        """Yield the size of each object, by one listing: a request for each would take hours."""
+    def sizes(self, names: Iterable[str]) -> Iterator[int | None]:
+        """Yield the size of each object, by one listing: a request for each would take hours.
+
+        None where the listing has none, as that of a web server.
+        """
         found = persistently(self.url, _listed)
         return (found.get(name, -1) for name in names)
 
@@ -204,10 +207,12 @@ def folder_at(place: str | Path) -> Folder:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Let an OSError of the body name the file: a failing store or a full disk does not."""
+    """Let an OSError of the body that names no file name this one: a failing store or a full disk."""
     try:
         yield
     except OSError as error:
+        if error.filename is not None:
+            raise
         number = error.errno or next((n for kind, n in NUMBERS.items() if isinstance(error, kind)), errno.EIO)
         raise OSError(number, error.strerror or str(error), name) from error
 
@@ -226,7 +231,7 @@ def _size(files: Any, path: str) -> int:
     return found["size"] if found["type"] == "file" else -1
 
 
-def _listed(files: Any, root: str) -> dict[str, int]:
+def _listed(files: Any, root: str) -> dict[str, int | None]:
     start, named = len(root.rstrip("/")) + 1, unquote if root.startswith(WEB) else str
     found = _fresh(files).find(root, detail=True)
     return {named(path[start:]): entry["size"] for path, entry in found.items()}

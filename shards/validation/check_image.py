@@ -72,8 +72,10 @@ class ImageFile:
     sha256: str
 
 
-def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFile | None, list[Finding]]:
-    """Return what the shard needs to know of an image, None if it cannot be used, and its findings.
+def check_image(
+    row: ImageRow, images: Folder, max_pixels: int
+) -> tuple[ImageFile | None, bytes, list[Finding]]:
+    """Return what the shard needs to know of an image, None if it cannot be used, its bytes, its findings.
 
     A JPEG passes if its markers and tables are such that training's decoder reads it to the last row; that
     decoder itself is asked of all others: greyscale, CMYK, transparent and 16-bit images decode to RGB as
@@ -98,9 +100,9 @@ def check_image(row: ImageRow, images: Folder, max_pixels: int) -> tuple[ImageFi
         for severity, kind, message, remedy in faults
     ]
     if any(finding.severity == "error" for finding in findings):
-        return None, findings
+        return None, content, findings
     checksum = hashlib.sha256(content).hexdigest()
-    return ImageFile(_extension(row.file_name)[1:], len(content), checksum), findings
+    return ImageFile(_extension(row.file_name)[1:], len(content), checksum), content, findings
 
 
 def leads_out(file_name: str) -> bool:

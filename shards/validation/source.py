@@ -95,8 +95,9 @@ def _read(path: str | Path, file: str) -> Source:
             seats[image_id]["width"],
             seats[image_id]["height"],
             len(grouped[image_id]),
-            # Not JSON, which takes fifteen times as long, nor pickle, which gives up on deep trees.
-            marshal.dumps(grouped[image_id]),
+            # Not JSON, which takes fifteen times as long, nor pickle, which gives up on deep trees. By
+            # version 2 the bytes depend on the values alone, and so may the cut into shards.
+            marshal.dumps(grouped[image_id], 2),
         )
         for image_id in sorted(seats)
     ]

@@ -1,30 +1,41 @@
-"""The checks that a COCO data set passes before anything of it is written."""
+"""The checks that an image and its annotations pass on their way into a shard."""
 
 import hashlib
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import NamedTuple
 
-from tqdm import tqdm
-
-from shards.errors import BadInput
-from shards.pool import Spread
 from shards.storage.files import encode_json
-from shards.storage.folder import Folder, LocalFolder
+from shards.storage.folder import Folder
 from shards.validation.check_annotation import check_annotation
 from shards.validation.check_image import ImageFile, check_image
 from shards.validation.findings import ACTION, Finding
-from shards.validation.source import ImageRow, Source
+from shards.validation.source import ImageRow
 
-CHUNK = 64
-# Starting a process costs about as much as checking this many chunks.
-CHUNKS_A_WORKER = 4
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done about what is found.
+
+    Attributes:
+        file: the annotation file, for messages.
+        annotated: whether it has an annotation list; then an image without annotations is worth a warning.
+        max_pixels: width x height beyond which an image is an error and is not decoded.
+        skip: leave out an image or annotation with an error. Without, such come back as "refused" (and are
+            among the records all the same: nothing should be kept of what is written).
+        repair: do what `Finding.repair` says.
+    """
+
+    file: str
+    annotated: bool
+    max_pixels: int
+    skip: bool
+    repair: bool
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image as it goes into a shard: its file, and the bytes of its KEY.json with their SHA-256."""
+    """One sample as it lies in a shard: the image, and size and SHA-256 of its KEY.json."""
 
     image_id: int
     file_name: str
@@ -32,7 +43,7 @@ class Record:
     height: int
     num_instances: int
     image: ImageFile
-    json: bytes
+    json_size: int
     json_sha256: str
 
     @property
@@ -41,100 +52,60 @@ class Record:
         return f"{self.image_id:012d}"
 
 
-def validate(
-    source: Source, images: Folder, *, max_pixels: int, on_bad: str, repair: bool, spread: Spread
-) -> tuple[list[Record], list[Finding]]:
-    """Return the records to write, by increasing image id, and all findings, each with what was done.
+class Sample(NamedTuple):
+    """A record with the bytes of its image and of its KEY.json."""
 
-    Every image is decoded and every mask rasterised. With `on_bad="fail"` errors come back as "refused"
-    (their images and annotations are among the records all the same: nothing should be written); with
-    "skip" the image or annotation is left out.
+    record: Record
+    image: bytes
+    json: bytes
 
-    Args:
-        spread: a `map` in order, over chunks of images.
+
+def check_row(row: ImageRow, images: Folder, rules: Rules) -> tuple[Sample | None, list[Finding]]:
+    """Return the sample of an image, None if it has none, and all findings, each with what was done.
+
+    Raises:
+        OSError: the disk or the network fails, which says nothing of the image.
     """
-    rename = {"refused": "skipped"} if on_bad == "skip" else {}
-    findings = [_settled(finding, repair) for finding in source.findings]
-    records = []
-    check = partial(
-        _check_rows,
-        images=images,
-        max_pixels=max_pixels,
-        file=source.file,
-        repair=repair,
-        skip=on_bad == "skip",
-        annotated=source.has_annotations,
-    )
-    # None: on a terminal only.
-    with tqdm(total=len(source.rows), desc="checking", unit=" images", disable=None) as progress:
-        for chunk_records, chunk_findings in spread(check, _chunks(source.rows)):
-            records += chunk_records
-            findings += chunk_findings
-            progress.update(min(CHUNK, len(source.rows) - progress.n))
-    return records, [replace(f, action=rename.get(f.action, f.action)) for f in findings]
-
-
-def useful_workers(images: int) -> int:
-    """Return how many processes are worth their start for so many images."""
-    return max(1, images // (CHUNK * CHUNKS_A_WORKER))
-
-
-def _chunks(rows: list[ImageRow]) -> Iterator[list[ImageRow]]:
-    for first in range(0, len(rows), CHUNK):
-        yield rows[first : first + CHUNK]
-
-
-def _settled(finding: Finding, repair: bool) -> Finding:
-    """Say by which right an entry that is broken as such was left out already."""
-    return replace(finding, action=finding.repair if repair and finding.repair else ACTION[finding.severity])
-
-
-def _check_rows(
-    rows: list[ImageRow],
-    images: Folder,
-    max_pixels: int,
-    file: str,
-    repair: bool,
-    skip: bool,
-    annotated: bool,
-) -> tuple[list[Record], list[Finding]]:
-    if isinstance(images, LocalFolder) and not images.exists():
-        # It was there before; but this may be another machine.
-        raise BadInput(
-            f"{images}: is no folder on {socket.gethostname()}; put the images where every machine that "
-            "shards sees them, or shard on one machine"
+    image, content, findings = check_image(row, images, rules.max_pixels)
+    if image is None:
+        lost = f" (its {row.num_annotations} annotations go with it)" if row.num_annotations else ""
+        return None, settled([replace(one, message=one.message + lost) for one in findings], rules)
+    kept, found = _check_annotations(row, rules)
+    findings += found
+    if rules.annotated and not row.num_annotations:
+        remedy = "nothing, if nothing is in it: it trains as background"
+        findings.append(
+            Finding("warning", "image_empty", rules.file, "has no annotation", remedy, row.image_id)
         )
-    records, findings = [], []
-    for row in rows:
-        image, found = check_image(row, images, max_pixels)
-        if image is None:
-            lost = f" (its {row.num_annotations} annotations go with it)" if row.num_annotations else ""
-            findings += [replace(finding, message=finding.message + lost) for finding in found]
-            continue
-        findings += found
-        kept, found = _check_annotations(row, file, repair, skip)
-        findings += found
-        if annotated and not row.num_annotations:
-            remedy = "nothing, if nothing is in it: it trains as background"
-            findings.append(
-                Finding("warning", "image_empty", file, "has no annotation", remedy, row.image_id)
-            )
-        records.append(_record(row, image, kept))
-    return records, findings
+    return _sample(row, image, content, kept), settled(findings, rules)
 
 
-def _check_annotations(
-    row: ImageRow, file: str, repair: bool, skip: bool
-) -> tuple[list[bytes], list[Finding]]:
+def settled(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
+    """Return the findings, each with what the rules make of what would be refused."""
+    if not rules.skip:
+        return list(findings)
+    return [replace(one, action="skipped") if one.action == "refused" else one for one in findings]
+
+
+def source_findings(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
+    """Return the findings of entries that are left out as such, each with the right by which that is done."""
+    done = [
+        replace(one, action=one.repair if rules.repair and one.repair else ACTION[one.severity])
+        for one in findings
+    ]
+    return settled(done, rules)
+
+
+def _check_annotations(row: ImageRow, rules: Rules) -> tuple[list[bytes], list[Finding]]:
     kept, findings, sound = [], [], []
     for annotation in row.annotations:
-        encoded, found = check_annotation(annotation, row, file, repair)
+        encoded, found = check_annotation(annotation, row, rules.file, rules.repair)
         findings += found
         refused = any(finding.action == "refused" for finding in found)
-        if encoded is not None and not (skip and refused):
+        if encoded is not None and not (rules.skip and refused):
             kept.append(encoded)
             sound.append(annotation)
-    return kept, [*findings, *_repeats(sound, row.image_id, file)]
+    return kept, [*findings, *_repeats(sound, row.image_id, rules.file)]
 
 
 def _repeats(annotations: list[dict], image_id: int, file: str) -> list[Finding]:
@@ -154,9 +125,18 @@ def _repeats(annotations: list[dict], image_id: int, file: str) -> list[Finding]
     return findings
 
 
-def _record(row: ImageRow, image: ImageFile, annotations: list[bytes]) -> Record:
+def _sample(row: ImageRow, image: ImageFile, content: bytes, annotations: list[bytes]) -> Sample:
     # The annotations are encoded already; they are joined in, not parsed and encoded again.
     head = encode_json({"file_name": row.file_name, "height": row.height, "image_id": row.image_id})
     text = b'{"annotations":[%b],%b,"width":%d}' % (b",".join(annotations), head[1:-1], row.width)
-    size, checksum = (row.width, row.height), hashlib.sha256(text).hexdigest()
-    return Record(row.image_id, row.file_name, *size, len(annotations), image, text, checksum)
+    record = Record(
+        row.image_id,
+        row.file_name,
+        row.width,
+        row.height,
+        len(annotations),
+        image,
+        len(text),
+        hashlib.sha256(text).hexdigest(),
+    )
+    return Sample(record, content, text)

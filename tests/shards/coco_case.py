@@ -1,5 +1,6 @@
 """A small COCO data set on disk, whole at first, that each test damages in one way."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,11 @@ TREE = {
     ],
     "categories": [{"id": 90, "name": "z"}, {"id": 3, "name": "a"}, {"id": 17, "name": "m"}],
 }
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a folder, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
 
 
 def flip_byte(path: Path, offset: int) -> None:

@@ -23,6 +23,12 @@ def case(tmp_path) -> Case:
     return made
 
 
+@pytest.fixture
+def a_shard_an_image(monkeypatch) -> None:
+    """Shards of one image each, for a data set of a few."""
+    monkeypatch.setattr("shards.tars.MAX_PACKED_BYTES", 1)
+
+
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory) -> Path:
     """A synthetic data set of 60 training images; read only."""

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from shards import write
 from shards.errors import CutShort
 from shards.index import index_name
 from shards.pool import map_ordered
@@ -23,12 +25,13 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@pytest.fixture
-def a_shard_an_image(monkeypatch):
-    from shards import write
-
+@contextmanager
+def shards_of(max_bytes: int):
+    """Let shards be cut at another size than the command line can say."""
     plan = write.plan_shards
-    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "plan_shards", lambda images, name, _: plan(images, name, max_bytes))
+        yield
 
 
 @pytest.fixture
@@ -80,8 +83,10 @@ def test_wherever_the_disk_fails_nothing_half_written_looks_done_and_the_same_ca
 LIMITED = """
 import resource, sys
 from jobs.cli import main
-from shards.validation import validate
-validate.CHUNK = validate.CHUNKS_A_WORKER = 2
+from shards import write
+write.IMAGES_A_WORKER = 2
+plan = write.plan_shards
+write.plan_shards = lambda images, name, size: plan(images, name, 100_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 main(sys.argv[2:])
 """
@@ -99,8 +104,11 @@ def test_a_file_that_cannot_grow_ends_the_command_with_1_and_one_line(synthetic,
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1 and ended.stderr.startswith(f"mrrcnn: {out}")
     assert "File too large; make room" in ended.stderr
-    assert not list(out.glob("*.tar")) and not list(out.glob(".*")) and not (out / "dataset.json").exists()
-    description = write_shards(synthetic / "train2017", annotations, out)
+    assert not list(out.glob(".*")) and not (out / "dataset.json").exists()
+    left = {path: path.read_bytes() for path in out.glob("*.tar")}
+    with shards_of(100_000):
+        description = write_shards(synthetic / "train2017", annotations, out)
+    assert all(path.read_bytes() == content for path, content in left.items())
     for shard in description["shards"]:
         assert (out / shard["name"]).stat().st_size == shard["bytes"]
         assert (out / index_name(shard["name"])).is_file()

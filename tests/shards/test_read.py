@@ -156,7 +156,7 @@ def test_many_shards_do_not_run_out_of_open_files(case, monkeypatch):
     from shards.storage import store
 
     plan = write.plan_shards
-    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))
+    monkeypatch.setattr(write, "plan_shards", lambda images, name, size: plan(images, name, 1))
     monkeypatch.setattr(store, "MAX_OPEN_FILES", 2)
     assert len(case.shard()["shards"]) == 4
     data_set = ShardDataset(case.out)

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,16 +15,17 @@ import pytest
 import webdataset
 
 from shards.errors import BadInput
+from shards.read import ShardDataset
 from shards.source_images import first_changed
 from shards.storage.files import only_writer
+from shards.storage.folder import LocalFolder
+from shards.tars import plan_shards
+from shards.validation.source import ImageRow
+from shards.window import WindowOrder
 from shards.write import write_shards
-from tests.shards.coco_case import flip_byte
+from tests.shards.coco_case import digests
 
 ROOT = Path(__file__).parents[2]
-
-
-def digests(out):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def cut_small(monkeypatch):
     from shards import write
 
     plan = write.plan_shards
-    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, size >> 3))
+    monkeypatch.setattr(write, "plan_shards", lambda images, name, size: plan(images, name, size >> 3))
 
 
 def shard(synthetic, out, **options):
@@ -107,8 +107,7 @@ def test_index_and_description_say_where_everything_is(case):
 
 @pytest.mark.usefixtures("cut_small")
 def test_bytes_do_not_depend_on_workers(synthetic, tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.validation.validate.CHUNKS_A_WORKER", 1)
-    monkeypatch.setattr("shards.validation.validate.CHUNK", 7)
+    monkeypatch.setattr("shards.write.IMAGES_A_WORKER", 1)
     description = shard(synthetic, tmp_path / "one")
     assert len(description["shards"]) > 2
     shard(synthetic, tmp_path / "two", workers=2)
@@ -116,7 +115,7 @@ def test_bytes_do_not_depend_on_workers(synthetic, tmp_path, monkeypatch):
 
 
 def test_no_worker_has_to_hold_many_annotations_at_a_time(case, monkeypatch):
-    monkeypatch.setattr("shards.tars.MAX_JSON_BYTES", 1)
+    monkeypatch.setattr("shards.tars.MAX_PACKED_BYTES", 1)
     description = case.shard()
     assert [shard["samples"] for shard in description["shards"]] == [1, 1, 1, 1]
 
@@ -136,7 +135,7 @@ from shards import write
 from shards.storage import files
 
 plan = write.plan_shards
-write.plan_shards = lambda records, name, size: plan(records, name, size >> 3)
+write.plan_shards = lambda images, name, size: plan(images, name, size >> 3)
 countdown = int(sys.argv[4])
 
 def killing(rename):
@@ -156,9 +155,9 @@ write.write_shards(*sys.argv[1:4], shard_size_mb=1)
 @pytest.mark.usefixtures("cut_small")
 @pytest.mark.parametrize("renames", [2, 3, None])
 def test_killed_before_any_rename_and_called_again_it_ends_with_the_same_bytes(synthetic, tmp_path, renames):
-    """The renames: report, progress, then a shard and its index in turn, and the description last (None)."""
+    """The renames: progress, a shard and its index in turn, report, images, the description (None)."""
     undisturbed = shard(synthetic, tmp_path / "undisturbed")
-    renames = 2 + 2 * len(undisturbed["shards"]) if renames is None else renames
+    renames = 3 + 2 * len(undisturbed["shards"]) if renames is None else renames
     annotations = synthetic / "annotations/instances_train2017.json"
     arguments = [str(synthetic / "train2017"), str(annotations), str(tmp_path / "killed"), str(renames)]
     killed = subprocess.run(
@@ -188,41 +187,53 @@ def test_going_on_keeps_whole_shards_and_writes_damaged_ones_again(synthetic, tm
     assert (tmp_path / description["shards"][0]["name"]).stat().st_ino == untouched
 
 
-def test_a_finished_one_is_not_written_again(case):
-    first = case.shard()
-    stamps = {path: path.stat().st_mtime_ns for path in case.out.iterdir()}
-    assert case.shard() == first
-    assert {path: path.stat().st_mtime_ns for path in case.out.iterdir()} == stamps
-
-
 def test_a_target_over_http_is_refused_before_anything_is_read(case):
     with pytest.raises(BadInput, match=r"^http://127.0.0.1:9/out: cannot be written to over HTTP"):
         write_shards(case.root / "nowhere", case.json, "http://127.0.0.1:9/out")
 
 
-@pytest.mark.parametrize("change", ["annotations", "options", "image"])
-def test_another_source_into_the_same_folder_is_refused(case, change):
-    case.shard()
-    before = digests(case.out)
-    options = {}
-    if change == "annotations":
-        case.annotation(1)["area"] = 201
-    elif change == "image":
-        with open(case.images / "a.jpg", "ab") as stream:
-            stream.write(b"more")
-    else:
-        options["repair"] = True
-    with pytest.raises(BadInput, match=f"{case.out}: holds shards of another source"):
-        case.shard(**options)
-    assert digests(case.out) == before
-
-
-def test_a_mended_source_goes_into_the_folder_that_refused_it(case):
-    case.annotation(1)["bbox"] = [100, 100, 5, 5]
-    with pytest.raises(BadInput):
+@pytest.mark.usefixtures("a_shard_an_image")
+def test_what_is_refused_leaves_its_report_and_no_shard_of_the_images_before_the_fault(case):
+    case.annotation(5)["bbox"] = [100, 100, 5, 5]
+    with pytest.raises(BadInput, match="annotation 5"):
         case.shard()
-    case.annotation(1)["bbox"] = [4, 5, 20, 10]
-    assert case.shard()["images"] == 4
+    assert [path.name for path in case.out.iterdir()] == ["report.json"]
+
+
+@pytest.mark.usefixtures("a_shard_an_image")
+def test_a_shard_all_of_whose_images_are_left_out_is_an_empty_tar_that_every_reader_takes(case):
+    (case.images / "sub/b.jpg").write_bytes(b"")
+    description = case.shard(on_bad="skip")
+    assert [shard["samples"] for shard in description["shards"]] == [1, 0, 1, 1]
+    samples = ShardDataset(case.out)
+    assert [samples[place].image_id for place in range(len(samples))] == [7, 30, 99]
+    window = WindowOrder(samples.shard_sizes, 2, 0, samples.hash)
+    assert sorted(window.index(position) for position in range(3)) == [0, 1, 2]
+    files = sorted(map(str, case.out.glob("*.tar")))
+    stock = webdataset.WebDataset(files, shardshuffle=False, empty_check=False)
+    assert [sample["__key__"] for sample in stock] == ["000000000007", "000000000030", "000000000099"]
+
+
+def test_every_image_is_read_once(case, monkeypatch):
+    read, names = LocalFolder.read, []
+
+    def noted(self, name):
+        names.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(LocalFolder, "read", noted)
+    case.shard()
+    assert sorted(name for name in names if not name.endswith(".json")) == sorted(
+        image["file_name"] for image in case.tree["images"]
+    )
+
+
+def test_a_shard_ends_before_its_images_and_annotations_outgrow_it():
+    rows = [ImageRow(number, f"{number}.jpg", 40, 30, 0, bytes(20)) for number in range(5)]
+    sizes = [80, 80, -1, 300, None]
+    shards = list(plan_shards(zip(rows, sizes, strict=True), "x", 200))
+    assert [[row.image_id for row in shard.rows] for shard in shards] == [[0, 1], [2], [3], [4]]
+    assert [shard.name for shard in shards] == [f"x-{number:06d}.tar" for number in range(4)]
 
 
 def test_an_image_list_without_annotations_is_sharded_as_such(case):
@@ -256,16 +267,6 @@ def test_an_annotation_file_may_be_named_in_any_script(case):
     ).read_bytes()
 
 
-def test_a_finished_folder_that_was_damaged_is_mended_with_the_same_bytes(synthetic, tmp_path, cut_small):
-    shard(synthetic, tmp_path)
-    before = digests(tmp_path)
-    lost, damaged = sorted(tmp_path.glob("*.tar"))[:2]
-    lost.unlink()
-    flip_byte(damaged, 700)
-    shard(synthetic, tmp_path)
-    assert digests(tmp_path) == before
-
-
 @pytest.mark.parametrize("change", ["missing", "longer"])
 def test_images_that_are_no_longer_those_of_the_shards_are_named(case, change):
     case.shard()
@@ -284,58 +285,6 @@ def test_a_damaged_list_of_images_is_named(case, damage):
         first_changed(case.out, case.images)
 
 
-@pytest.mark.parametrize("damage", [None, b"{"])
-def test_a_report_that_is_gone_or_damaged_is_written_again(case, damage):
-    case.shard()
-    path = case.out / "report.json"
-    before = digests(case.out)
-    path.unlink() if damage is None else path.write_bytes(damage)
-    case.shard()
-    assert digests(case.out) == before
-
-
-def zeroed(content: bytes) -> bytes:
-    """Return an image as a disk gives it that never wrote one block: of the same size."""
-    return content[:20] + bytes(200) + content[220:]
-
-
-@pytest.mark.parametrize("restore", ["write", "keep its time"])
-def test_an_image_restored_in_place_is_taken_up_by_the_same_command(case, tmp_path, restore):
-    path = case.images / "a.jpg"
-    kept = shutil.copy2(path, tmp_path / "kept.jpg")
-    path.write_bytes(zeroed(path.read_bytes()))
-    assert case.shard(on_bad="skip")["images"] == 3
-    shutil.copy2(kept, path) if restore == "keep its time" else path.write_bytes(kept.read_bytes())
-    assert case.shard(on_bad="skip")["images"] == 4
-    assert case.report()["errors"] == {}
-    write_shards(case.images, case.json, tmp_path / "fresh", on_bad="skip")
-    assert digests(case.out) == digests(tmp_path / "fresh")
-
-
-@pytest.mark.parametrize("cut", [True, False])
-def test_an_image_damaged_in_place_leaves_no_shard_of_before(case, monkeypatch, tmp_path, cut):
-    if cut:
-        monkeypatch.setattr("shards.tars.MAX_JSON_BYTES", 1)
-    case.shard(on_bad="skip")
-    path = case.images / "a.jpg"
-    path.write_bytes(zeroed(path.read_bytes()))
-    assert case.shard(on_bad="skip")["images"] == 3
-    write_shards(case.images, case.json, tmp_path / "fresh", on_bad="skip")
-    assert digests(case.out) == digests(tmp_path / "fresh")
-
-
-def test_new_times_of_the_same_images_write_no_shard_again_and_are_looked_into_once(case, monkeypatch):
-    case.shard()
-    before, shard = digests(case.out), case.out / "instances-000000.tar"
-    stamp = shard.stat().st_mtime_ns
-    for path in case.images.rglob("*.*"):
-        os.utime(path)
-    case.shard()
-    assert digests(case.out) == before and shard.stat().st_mtime_ns == stamp
-    monkeypatch.setattr("shards.write.validate", None)
-    case.shard()
-
-
 def test_progress_is_told_on_a_terminal_and_nowhere_else(case, tmp_path):
     """A log of a job has no line for every second of sharding; who sits before it sees that it goes on."""
     case.json.write_text(json.dumps(case.tree))
@@ -347,6 +296,6 @@ def test_progress_is_told_on_a_terminal_and_nowhere_else(case, tmp_path):
     os.close(theirs)
     seen = os.read(ours, 10_000).decode()
     os.close(ours)
-    assert "checking" in seen and "writing" in seen
+    assert "sharding" in seen and "images" in seen
     quiet = subprocess.run([*command, str(tmp_path / "logged")], capture_output=True, text=True, check=True)
-    assert "checking" not in quiet.stderr + quiet.stdout
+    assert "sharding" not in quiet.stderr + quiet.stdout

@@ -21,7 +21,7 @@ def cut(synthetic, tmp_path_factory):
     """The synthetic data set in many shards."""
     out, plan = tmp_path_factory.mktemp("cut"), write.plan_shards
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 12_000))
+        patch.setattr(write, "plan_shards", lambda images, name, size: plan(images, name, 12_000))
         write_shards(synthetic / "train2017", synthetic / "annotations/instances_train2017.json", out)
     return out
 

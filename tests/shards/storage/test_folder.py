@@ -43,14 +43,6 @@ def shard(store: str, out: str = "out", **options):
     return write_shards(f"{store}/images", f"{store}/instances.json", f"{store}/{out}", **options)
 
 
-@pytest.fixture
-def a_shard_an_image(monkeypatch):
-    from shards import write
-
-    plan = write.plan_shards
-    monkeypatch.setattr(write, "plan_shards", lambda records, name, size: plan(records, name, 1))
-
-
 def test_a_store_gets_the_bytes_that_a_folder_gets(case, store):
     local = case.shard()
     assert shard(store) == local

@@ -248,10 +248,8 @@ def test_skipping_an_image_counts_its_annotations_as_dropped(case):
 
 
 def test_findings_do_not_depend_on_workers(case, monkeypatch):
-    from shards.validation import validate
-
-    monkeypatch.setattr(validate, "CHUNK", 1)
-    monkeypatch.setattr(validate, "CHUNKS_A_WORKER", 1)
+    monkeypatch.setattr("shards.write.IMAGES_A_WORKER", 1)
+    monkeypatch.setattr("shards.tars.MAX_PACKED_BYTES", 1)
     edit(case, 1, area=1000.0)
     edit(case, 4, bbox=[60, 60, 5, 5])
     case.shard(on_bad="skip", workers=2)

@@ -1,0 +1,22 @@
+"""The memory that a process has freed, kept for what it allocates next."""
+
+import ctypes
+
+# Names and numbers of glibc's <malloc.h>. Above the first, at most 32 MiB, blocks are mapped one by one.
+MMAP_THRESHOLD, MMAP_BYTES = -3, 32 << 20
+TRIM_THRESHOLD, KEPT_BYTES = -1, 256 << 20
+
+
+def keep_freed_memory(worker: int = 0) -> None:
+    """Let this process keep up to 256 MiB of freed memory; nothing happens where the C library is not glibc.
+
+    By default glibc gives the memory of an image back and asks for it anew for the next one, and the system
+    clears each page of it again: of a sample's processor time a tenth.
+
+    Args:
+        worker: number of a loader process, so that a DataLoader can call this first; not used.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, MMAP_BYTES)
+        mallopt(TRIM_THRESHOLD, KEPT_BYTES)
