@@ -27,10 +27,15 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
             say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns, title=Text(title), show_header=any(columns))
+    # Single words stay whole, for two may begin alike; sentences give the room.
+    wraps = [any(" " in row[place] for row in rows) for place in range(len(columns))]
+    heads = [
+        Column(name, no_wrap=not wrap, overflow="fold") for name, wrap in zip(columns, wraps, strict=True)
+    ]
+    table = Table(*heads, title=Text(title), show_header=any(columns))
     for row in rows:
         # Text: brackets in a cell are no markup.
         table.add_row(*map(Text, row))

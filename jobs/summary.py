@@ -1,6 +1,7 @@
 """What a finished run shows: AP of the networks side by side, and where to look next."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from jobs.ledger import Ledger
 TITLES = {"baseline": "Mask R-CNN", "control": "control", "refined": "MR R-CNN"}
 COLUMNS = ("box AP", "box AP50", "mask AP", "mask AP50", "huddled box AP", "huddled mask AP")
 MOST_PICTURES = 8
+# Of "bbox clipped to [0, 0, 5, 5]" and "area taken from the mask: 12", what is of this one annotation.
+DETAIL = re.compile(r": .*| to \[.*")
 MOST_CATEGORIES = 30
 
 
@@ -47,7 +50,10 @@ def showing_findings(shards: str | Path) -> Iterator[None]:
 
 
 def show_findings(shards: str | Path) -> None:
-    """Print what `shard` read and kept, and a row for each kind of finding with the first one as example."""
+    """Print what `shard` read and kept, and a row for each kind of finding with the first one as example.
+
+    What became of one kind in two ways has two rows.
+    """
     from shards.storage.folder import folder_at
 
     folder = folder_at(shards)
@@ -57,14 +63,28 @@ def show_findings(shards: str | Path) -> None:
         f"{folder}: {kept['images']} of {read['images']} images and "
         f"{kept['annotations']} of {read['annotations']} annotations are in"
     )
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for found in report["findings"]:
+        alike.setdefault(_outcome(found), []).append(found)
     rows = [
-        _row_of(count, next(found for found in report["findings"] if found["kind"] == kind))
-        for word in ("errors", "warnings")
-        for kind, count in report[word].items()
+        [severity, kind, str(len(alike[outcome])), _where(alike[outcome][0]), done, repair]
+        for outcome in sorted(alike)
+        for severity, kind, done, repair in [outcome]
     ]
     if rows:
-        columns = ["", "finding", "count", "such as", "done", "what --repair does"]
-        show_table(f"each is listed in {folder.name_of('report.json')}", columns, rows)
+        _show_rows(rows, f"each is listed in {folder.name_of('report.json')}")
+
+
+def _show_rows(rows: list[list[str]], where: str) -> None:
+    columns = ["", "finding", "count", "such as"]
+    plain = {"error": {"refused", "skipped"}, "warning": {"kept"}}
+    if all(done in plain[severity] for severity, *_, done, _ in rows):
+        # Then one word says what was done to all errors, and there is room for what could be done.
+        words = {done for severity, *_, done, _ in rows if severity == "error"}
+        titles = [f"errors are {words.pop()}", where] if words else [where]
+        show_table("; ".join(titles), [*columns, "--repair"], [[*row[:4], row[5]] for row in rows])
+    else:
+        show_table(where, [*columns, "done"], [row[:5] for row in rows])
 
 
 def show_statistics(found: dict[str, Any]) -> None:
@@ -85,7 +105,8 @@ def show_statistics(found: dict[str, Any]) -> None:
 def _show_categories(counts: dict[str, int]) -> None:
     order = sorted(counts, key=lambda name: (-counts[name], name))
     shown, hidden = order[:MOST_CATEGORIES], order[MOST_CATEGORIES:]
-    rows = [[name, str(counts[name])] for name in shown]
+    # repr: a hostile name shall not write control characters to the terminal.
+    rows = [[name if name.isprintable() else repr(name), str(counts[name])] for name in shown]
     if hidden:
         rows.append([f"{len(hidden)} more", str(sum(counts[name] for name in hidden))])
     show_table("instances of each category", ["category", "instances"], rows)
@@ -97,12 +118,17 @@ def show_metrics(metrics: dict[str, dict[str, Any]]) -> None:
     show_table("AP in percent", ["", *COLUMNS], rows)
 
 
-def _row_of(count: int, example: dict[str, Any]) -> list[str]:
-    ids = [f"{name} {example[f'{name}_id']}" for name in ("annotation", "image")]
-    known = [shown for shown in ids if not shown.endswith("None")]
-    where = ", ".join(known) or Path(example["file"]).name
-    repair = example["repair"] or "-"
-    return [example["severity"], example["kind"], str(count), where, example["action"], repair]
+def _outcome(found: dict[str, Any]) -> tuple[str, ...]:
+    """Return severity, kind, what was done and what `--repair` does, without this one finding's numbers."""
+    done, repair = (DETAIL.sub("", found[name] or "-") for name in ("action", "repair"))
+    return found["severity"], found["kind"], done, repair
+
+
+def _where(found: dict[str, Any]) -> str:
+    for name in ("annotation", "image"):
+        if found[f"{name}_id"] is not None:
+            return f"{name} {found[f'{name}_id']}"
+    return Path(found["file"]).name
 
 
 def _values(metrics: dict[str, Any]) -> list[float | None]:

@@ -8,9 +8,11 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from shards.errors import BadInput
 from shards.storage.store import Store
 
 FETCHERS = 16
+IMAGES = {"jpg", "jpeg", "png"}
 
 
 class Entry(TypedDict):
@@ -89,10 +91,27 @@ def read_index(store: Store, description: dict) -> Index:
     """Return the index of all shards, in their order.
 
     Raises:
-        BadInput: an index file is missing or is not the one that dataset.json names.
+        BadInput: an index file is missing, is not the one that dataset.json names, or fits no shard.
     """
     contents = _index_contents(store, description["shards"])
-    return Index(np.concatenate([_rows_of(json.loads(content), i) for i, content in enumerate(contents)]))
+    return Index(np.concatenate([
+        _checked_rows(content, number, shard, store.name(index_name(shard["name"])))
+        for number, (shard, content) in enumerate(zip(description["shards"], contents, strict=True))
+    ]))  # fmt: skip
+
+
+def _checked_rows(content: bytes, number: int, shard: dict, name: str) -> np.ndarray:
+    """Return the rows of a shard; its checksum holds, and yet somebody else may have written it."""
+    try:
+        rows = _rows_of(json.loads(content), number)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        raise BadInput(f"{name}: is no index of a shard; make the shards again") from None
+    ends = rows["offset"] + rows["size"]
+    lies_inside = (rows["offset"] >= 0) & (rows["size"] >= 0) & (ends >= 0) & (ends <= shard["bytes"])
+    positive = (rows["width"] > 0) & (rows["height"] > 0) & (rows["num_instances"] >= 0)
+    if len(rows) != shard["samples"] or not (lies_inside.all() and positive.all()):
+        raise BadInput(f"{name}: is not the index of {shard['name']}; make the shards again")
+    return rows
 
 
 def _index_contents(store: Store, shards: list[dict]) -> Iterator[bytes]:
@@ -113,7 +132,7 @@ def index_name(shard: str) -> str:
 def _rows_of(entries: list[dict], shard: int) -> np.ndarray:
     rows = np.zeros(len(entries), _ROW)
     for row, entry in zip(rows, entries, strict=True):
-        extension = next(name for name in entry["members"] if name != "json")
+        (extension,) = IMAGES & entry["members"].keys()
         row["shard"], row["extension"] = shard, extension.encode()
         for name in ("image_id", "width", "height", "num_instances"):
             row[name] = entry[name]

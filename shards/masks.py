@@ -82,7 +82,9 @@ def _compress_runs(segmentation: dict, height: int, width: int) -> RunLengths:
     whole = isinstance(size, list | tuple) and all(type(side) is int for side in size)
     if not whole or list(size) != [height, width]:
         raise BadInput(f"RLE size is {repr(size)[:40]}, the image's [height, width] is [{height}, {width}]")
-    runs = run_lengths(segmentation.get("counts"))
+    if "counts" not in segmentation:
+        raise BadInput("RLE counts are missing")
+    runs = run_lengths(segmentation["counts"])
     if runs.sum() != height * width:
         raise BadInput(f"RLE counts add up to {runs.sum()}, the image has {height * width} pixels")
     return _pack(runs.tolist(), height, width)

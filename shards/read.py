@@ -16,6 +16,8 @@ from shards.masks import decode_mask
 from shards.storage.cache import Cache
 from shards.storage.store import open_store
 
+TREE = ("image_id", "file_name", "width", "height", "annotations")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -89,8 +91,12 @@ class ShardDataset(Dataset):
                 f"{self.image_name(place)}: cannot be decoded ({reason}); "
                 "convert the image and make the shards again"
             ) from None
-        names = ("image_id", "file_name", "width", "height", "annotations")
-        return Sample(image, *(tree[name] for name in names))
+        if tuple(image.shape) != (3, tree["height"], tree["width"]):
+            raise CorruptSample(
+                f"{self.image_name(place)}: is {image.shape[2]} x {image.shape[1]}, its annotations are of "
+                f"{tree['width']} x {tree['height']}; make the shards again"
+            )
+        return Sample(image, *(tree[name] for name in TREE))
 
     def image_bytes(self, place: int) -> bytes:
         """Return the image file of a sample, byte for byte as it was in the source."""
@@ -102,7 +108,14 @@ class ShardDataset(Dataset):
 
     def annotations(self, place: int) -> dict:
         """Return the KEY.json of a sample: image_id, file_name, width, height, annotations."""
-        return json.loads(self._read(self.entries.annotations(place), place))
+        member = self.entries.annotations(place)
+        try:
+            tree = json.loads(self._read(member, place))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            tree = None
+        if not isinstance(tree, dict) or not tree.keys() >= set(TREE):
+            raise CorruptSample(f"{self._name(member, place)}: is no sample's JSON; make the shards again")
+        return tree
 
     def to_coco(self) -> dict:
         """Return the COCO ground truth: images, annotations (none if the source had none), categories.

@@ -2,24 +2,27 @@
 
 import hashlib
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from tqdm import tqdm
 
 from shards.boxes import HUDDLED_IOU
-from shards.errors import BadInput, CorruptSample
+from shards.errors import BadInput
 from shards.inspection.charts import draw_charts
+from shards.inspection.samples import checked_sample
 from shards.inspection.sheet import draw_sheet
 from shards.inspection.tally import MEDIUM_PX, SMALL_PX, Tally
 from shards.read import ShardDataset
 from shards.storage.cache import Cache
 from shards.storage.remote import is_remote, local_path, shown
-from shards.validation.check_image import decoding_faults
 
 SHEET, CHARTS = "contact_sheet.png", "statistics.png"
+OURS = re.compile(r"\d{12}\.(jpg|jpeg|png|json)")
 
 
 def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: Cache | None = None) -> dict:
@@ -50,16 +53,17 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: 
     absent, damaged = _check_shards(dataset)
     whole, complaints = [], []
     tally = Tally({category["id"]: category["name"] for category in dataset.categories})
-    for place in range(len(dataset)):
+    # None: on a terminal only.
+    for place in tqdm(range(len(dataset)), "decoding", unit=" images", disable=None):
         # A missing shard is one line, not thousands.
         if dataset.entries.image(place).shard in absent:
             continue
         try:
-            complaints += _complaints(dataset, place)
-            sample = dataset.annotations(place)
+            sample, said = checked_sample(dataset, place)
         except BadInput as error:
             damaged.append(str(error))
             continue
+        complaints += said
         whole.append(place)
         tally.add(sample)
     rows = dataset.entries.rows
@@ -84,7 +88,9 @@ def _check_writable(folder: Path) -> None:
 def _check_shards(dataset: ShardDataset) -> tuple[set[int], list[str]]:
     """Return the numbers of the shards that cannot be read at all, and what is wrong with any."""
     absent, lines = set(), []
-    for number, shard in enumerate(dataset.description["shards"]):
+    for number, shard in enumerate(
+        tqdm(dataset.description["shards"], "verifying", unit=" shards", disable=None)
+    ):
         try:
             lines += _damage(dataset, shard)
         except BadInput as error:
@@ -109,22 +115,12 @@ def _damage(dataset: ShardDataset, shard: dict) -> list[str]:
     return [f"{name}: its bytes do not match their checksum; {remedy}", *strangers]
 
 
-def _complaints(dataset: ShardDataset, place: int) -> list[str]:
-    """Return what the decoder says of damage that it passes over; raises where it cannot pass."""
-    entry = dataset.entries[place]
-    faults = decoding_faults(dataset.image_bytes(place), entry["width"], entry["height"])
-    lines = [f"{dataset.image_name(place)}: {message}; {remedy}" for *_, message, remedy in faults]
-    if any(severity == "error" for severity, *_ in faults):
-        raise CorruptSample(lines[0])
-    return lines
-
-
 def _strangers(stream: BinaryIO, path: str) -> Iterator[str]:
-    """Name members that unpacking could write elsewhere: no shard of ours has any."""
+    """Name members that no shard of ours has: unpacking could write them elsewhere, or anything there."""
     try:
         # Unpacked as it is: what is compressed is no shard, and might unpack to any size.
         with tarfile.open(fileobj=stream, mode="r:") as tar:
-            strange = [member.name for member in tar if not member.isfile() or "/" in member.name]
+            strange = [member.name for member in tar if not (member.isfile() and OURS.fullmatch(member.name))]
     except tarfile.TarError as error:
         yield f"{path}: is no tar file any more ({error}); copy it again"
         return

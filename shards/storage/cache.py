@@ -27,6 +27,7 @@ LIMIT_GB = 20.0
 WAIT_S = 0.1
 DIGEST = 64
 DAMAGED = ".damaged"
+_ELSEWHERE = "set data.cache_dir or MRRCNN_CACHE"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,10 @@ class Cache:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(
-                f"{self.folder}: cannot be made a folder ({error.strerror}); "
-                "set data.cache_dir or MRRCNN_CACHE"
+                f"{self.folder}: cannot be made a folder ({error.strerror}); {_ELSEWHERE}"
             ) from None
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise BadInput(f"{self.folder}: may not be written to; {_ELSEWHERE}")
 
     def _filled(self, sha256: str, size: int, fill: Callable[[Path], bool]) -> int:
         part = Path(self.folder, f"{sha256}.{size}.part")
@@ -156,8 +158,10 @@ def _opened(path: Path, used: bool = True) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if used:
-        # The time of the last use; the file system's own access times are mostly off.
-        os.utime(descriptor)
+        # The time of the last use; the file system's own access times are mostly off. Another user's file,
+        # or one on a disk that is only read, is good without.
+        with suppress(OSError):
+            os.utime(descriptor)
     return descriptor
 
 

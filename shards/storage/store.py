@@ -52,8 +52,9 @@ class LocalStore:
 
         Raises:
             BadInput: it cannot be opened.
+            OSError: the disk fails; names the shard.
         """
-        return os.pread(self._file(shard["name"]), size, offset)
+        return _pread(self._file(shard["name"]), size, offset, self.place, shard["name"])
 
     def open(self, shard: dict) -> BinaryIO:
         """Return a whole shard to read and seek in; raises as `read`."""
@@ -112,7 +113,7 @@ class RemoteStore:
     def read(self, shard: dict, offset: int, size: int) -> bytes:
         descriptor = self.cache.open(self._url_of(shard["name"]), shard["sha256"], shard["bytes"])
         try:
-            return os.pread(descriptor, size, offset)
+            return _pread(descriptor, size, offset, self.cache.folder, shard["sha256"])
         finally:
             os.close(descriptor)
 
@@ -128,6 +129,13 @@ class RemoteStore:
 
     def _url_of(self, file: str) -> str:
         return f"{self.place}/{file}"
+
+
+def _pread(descriptor: int, size: int, offset: int, *path: str | Path) -> bytes:
+    try:
+        return os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.path.join(*path)) from None
 
 
 Store = LocalStore | RemoteStore

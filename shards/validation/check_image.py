@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -37,6 +37,8 @@ OTHER_FORMATS = {
 # The EXIF orientations that are not "as stored"; from 5 on they swap width and height.
 TURNED = range(2, 9)
 SWAPPED = range(5, 9)
+# What a PNG with an orientation holds somewhere; the second is ImageMagick's.
+PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 # What trains as RGB, and is not the same as RGB to everyone.
 ALPHA = (
     "has an alpha channel, which training does not see",
@@ -76,9 +78,9 @@ def check_image(
     """Return what the shard needs to know of an image, None if it cannot be used, its bytes, its findings.
 
     A JPEG passes if its markers and tables are such that training's decoder reads it to the last row; that
-    decoder itself is asked of all others: greyscale, CMYK, palette and 16-bit images decode to RGB as they
-    are, and are listed. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is damage
-    that the decoder passes over, where it is asked. Errors have action "refused".
+    decoder itself is asked of all others: greyscale, CMYK, transparent and 16-bit images decode to RGB as
+    they are, and are listed. An EXIF orientation is ignored, as COCO's boxes do, and warned of, and so is
+    damage that the decoder passes over, where it is asked. Errors have action "refused".
 
     Args:
         max_pixels: width x height beyond which an image is not decoded.
@@ -90,7 +92,7 @@ def check_image(
     if not faults:
         content, faults = _read(images, row.file_name)
     if not faults:
-        faults = _content_faults(content, row, max_pixels)
+        faults = _content_faults(content, row, max_pixels, _pixel_faults)
     # repr: a hostile name shall not write control characters to the terminal.
     name = images.name_of(row.file_name) if row.file_name.isprintable() else repr(row.file_name)
     findings = [
@@ -137,16 +139,31 @@ def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
     except ValueError:
         reason = "no usable name"
     remedy = "restore the file, correct --images, or remove the image"
+    if "\\" in name:
+        remedy = "write / where file_name has a backslash, unless the file is missing"
     return b"", [("error", "image_missing", f"cannot be read ({reason})", remedy)]
 
 
-def _content_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
+def decoding_faults(content: bytes, row: ImageRow, max_pixels: int) -> list[Fault]:
+    """Return the errors of an image, also of a JPEG by decoding it, and what its decoder complains of."""
+    faults = _content_faults(content, row, max_pixels, _decoded_faults)
+    return [fault for fault in faults if fault[1] not in ("image_orientation", "image_mode")]
+
+
+def _content_faults(
+    content: bytes, row: ImageRow, max_pixels: int, look: Callable[[Image.Image, bytes], list[Fault]]
+) -> list[Fault]:
     try:
         with _without_pillows_cap(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-            faults = _header_faults(image, row, max_pixels) or _pixel_faults(image, content)
-            return [*faults, *_turn_faults(_orientation(image)), *_mode_faults(image.mode, content)]
+            # Before any other look: Pillow decodes a PNG to tell its orientation.
+            if image.width * image.height > max_pixels:
+                message = f"decodes to {image.width} x {image.height}, more than {max_pixels} pixels"
+                return [("error", "image_pixels", message, "scale it down or raise --max-pixels")]
+            orientation = _orientation(image, content)
+            faults = _header_faults(image, row, orientation) or look(image, content)
+            return [*faults, *_turn_faults(orientation), *_mode_faults(image, content)]
     except UnidentifiedImageError:
         form = _other_format(content)
         if form is not None:
@@ -175,17 +192,13 @@ def _without_pillows_cap() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = theirs
 
 
-def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[Fault]:
-    if image.width * image.height > max_pixels:
-        message = f"decodes to {image.width} x {image.height}, more than {max_pixels} pixels"
-        return [("error", "image_pixels", message, "scale it down or raise --max-pixels")]
+def _header_faults(image: Image.Image, row: ImageRow, orientation: int) -> list[Fault]:
     found = CONTAINED.get(image.format, image.format)
     if found != EXTENSIONS[_extension(row.file_name)]:
         return [("error", "image_format", f"is a {found} file by its content", "rename or convert it")]
     if image.size == (row.width, row.height):
         return []
     message = f"is {image.width} x {image.height}, declared as {row.width} x {row.height}"
-    orientation = _orientation(image)
     if orientation in SWAPPED and image.size == (row.height, row.width):
         message += f" as its EXIF orientation {orientation} turns it"
         return [("error", "image_size", message, "turn the pixels and remove the orientation")]
@@ -195,16 +208,11 @@ def _header_faults(image: Image.Image, row: ImageRow, max_pixels: int) -> list[F
 def _pixel_faults(image: Image.Image, content: bytes) -> list[Fault]:
     if image.format == "JPEG" and decodes(content):
         return []
-    return decoding_faults(content, image.width, image.height)
+    return _decoded_faults(image, content)
 
 
-def decoding_faults(content: bytes, width: int, height: int) -> list[Fault]:
-    """Return what the decoder that training uses makes of a file: an error, or a warning of its complaints.
-
-    Args:
-        content: a file that Pillow has opened as a JPEG or PNG.
-        width, height: what it should decode to, in pixels.
-    """
+def _decoded_faults(image: Image.Image, content: bytes) -> list[Fault]:
+    """Return what the decoder that training uses makes of a file: an error, or a warning of complaints."""
     fault = unsafe_png(content) if content.startswith(SIGNATURE) else None
     if fault is not None:
         return [("error", "image_truncated", f"cannot be decoded ({fault})", RESTORE)]
@@ -214,12 +222,12 @@ def decoding_faults(content: bytes, width: int, height: int) -> list[Fault]:
     try:
         with heard_errors() as heard:
             pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            image = decode_image(pixels, mode=ImageReadMode.RGB)
+            decoded = decode_image(pixels, mode=ImageReadMode.RGB)
     except RuntimeError as error:
         # PyTorch names its own source file before the reason.
         reason = str(error).split("\n")[0].rsplit(", ", 1)[-1]
         return [("error", "image_truncated", f"cannot be decoded ({reason})", RESTORE)]
-    if tuple(image.shape) != (3, height, width):
+    if tuple(decoded.shape) != (3, image.height, image.width):
         return [("error", "image_truncated", "decodes to another size than its head says", RESTORE)]
     damage = [line for line in heard if line.startswith(JPEG_DAMAGE)]
     remedy = "look at it, and restore the file if a part is grey or shifted"
@@ -234,14 +242,19 @@ def _turn_faults(orientation: int) -> list[Fault]:
     return [("warning", "image_orientation", message, remedy)]
 
 
-def _mode_faults(mode: str, content: bytes) -> list[Fault]:
+def _mode_faults(image: Image.Image, content: bytes) -> list[Fault]:
     deep = content.startswith(SIGNATURE) and content[DEPTH] == 16
-    told = DEEP if deep else MODES.get(mode)
+    # A PNG may name a colour of its palette, or one grey, for transparent.
+    see_through = ALPHA if "transparency" in image.info else MODES.get(image.mode)
+    told = DEEP if deep else see_through
     return [("warning", "image_mode", *told)] if told else []
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, content: bytes) -> int:
     """Return the EXIF orientation, 1 (as stored) where there is none that can be read."""
+    # A PNG may have it behind its pixels, and Pillow decodes those to look there.
+    if image.format == "PNG" and not any(mark in content for mark in PNG_EXIF):
+        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGE:

@@ -10,17 +10,24 @@ NUMBERS = {int, float}
 def in_cocos_form(segmentation: Any) -> tuple[Any, str | None]:
     """Return a segmentation in COCO's form and what is said of it as it is, None where COCO's own words do.
 
-    Only what can mean nothing else is changed: an RLE in a list, whole numbers written as 30.0, one polygon
-    without the list around it, points `[x, y]` for coordinates, polygons of fewer than 3 points beside
-    others. Any other segmentation comes back as it is. Whether the result is a mask is for the caller to try.
+    Only what can mean nothing else is changed: an RLE in a list, whole numbers written as 30.0, counts as
+    Python writes its bytes, one polygon without the list around it, points `[x, y]` for coordinates, polygons
+    of fewer than 3 points beside others. Any other segmentation comes back as it is. Whether the result is a
+    mask is for the caller to try.
     """
     if isinstance(segmentation, dict):
-        return _in_whole_numbers(segmentation), "is an RLE with numbers that are not written as whole ones"
+        python = _is_python(segmentation.get("counts"))
+        form = (
+            "counts as Python writes bytes, b'...'"
+            if python
+            else "numbers that are not written as whole ones"
+        )
+        return _in_json(segmentation), f"is an RLE with {form}"
     if not isinstance(segmentation, list):
         return segmentation, None
     if len(segmentation) == 1 and isinstance(segmentation[0], dict):
         lone = segmentation[0].keys() == {"size", "counts"}
-        return _in_whole_numbers(segmentation[0]) if lone else segmentation, "is an RLE in a list"
+        return _in_json(segmentation[0]) if lone else segmentation, "is an RLE in a list"
     if _are_numbers(segmentation):
         return [segmentation], "is one polygon without a list around it"
     if _are_points(segmentation):
@@ -30,8 +37,19 @@ def in_cocos_form(segmentation: Any) -> tuple[Any, str | None]:
     return _without_lines(segmentation), None
 
 
-def _in_whole_numbers(runs: dict) -> dict:
-    return {name: _whole(value) if isinstance(value, list) else value for name, value in runs.items()}
+def _is_python(counts: Any) -> bool:
+    # No quotation mark is a character of packed counts.
+    return (
+        isinstance(counts, str) and len(counts) > 3 and counts[:2] in ("b'", 'b"') and counts[1] == counts[-1]
+    )
+
+
+def _in_json(runs: dict) -> dict:
+    found = {name: _whole(value) if isinstance(value, list) else value for name, value in runs.items()}
+    if _is_python(runs.get("counts")):
+        # Of what Python writes otherwise than it is, packed counts hold the backslash only.
+        found["counts"] = runs["counts"][2:-1].replace("\\\\", "\\")
+    return found
 
 
 def _whole(numbers: list) -> list:

@@ -11,16 +11,21 @@ import re
 import shutil
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from pipeline.data import training_target
 from shards.errors import BadInput
-from shards.read import ShardDataset
+from shards.inspection.samples import checked_sample
+from shards.read import Sample, ShardDataset
 from shards.write import write_shards
 from tests.shards.coco_case import Case, polygon
 from tests.shards.damage import damage_bytes, damage_image, damage_tree
+from tests.shards.stranger import SHARD, indexed_again, written_again
 
 CASES = int(os.environ.get("MRRCNN_FUZZ", "60"))
 HANGS_AFTER_S = 60
@@ -93,6 +98,7 @@ def check_account(case: Case, options: dict, tag: str) -> None:
     samples = [data_set[place] for place in range(len(data_set))]
     for sample in samples:
         assert sample.image.shape == (3, sample.height, sample.width), tag
+        check_trainable(sample, data_set, tag)
     kept = [annotation for sample in samples for annotation in sample.annotations]
     read = {name: len(source.get(name, [])) for name in ("images", "annotations")}
     assert report["read"] == read, tag
@@ -183,6 +189,62 @@ def test_damaged_shards(pristine, tmp_path):
         assert contents(case.out) == whole, tag
     assert min(ends["read"], ends["named"]) > 0
     print(ends)
+
+
+def test_shards_that_somebody_else_wrote(pristine, tmp_path):
+    """Every checksum is right. What `inspect` passes can be trained on; what it does not it names."""
+    pristine.shard()
+    ends = Counter()
+    for rng, case, tag in each_case(pristine, tmp_path, "strangers"):
+        shutil.copytree(pristine.out, case.out)
+        if rng.random() < 0.3:
+            index = json.loads((case.out / f"{SHARD}.index.json").read_text())
+            damage_tree(index, rng)
+            indexed_again(case.out, json.dumps(index).encode())
+        else:
+            key = rng.choice(["000000000007", "000000000012", "000000000030"])
+            written_again(case.out, key, partial(damage_sample, rng=rng))
+        ends.update(inspected(case, tag))
+    assert min(ends["sound"], ends["named"], ends["refused"]) > 0
+    print(ends)
+
+
+def damage_sample(members: dict[str, bytes], rng: random.Random) -> dict[str, bytes]:
+    extension = rng.choice([*members, "json", "json"])
+    if extension != "json" or rng.random() < 0.1:
+        return {extension: damage_bytes(members[extension], rng)}
+    tree = json.loads(members["json"])
+    damage_tree(tree, rng)
+    return {"json": json.dumps(tree).encode()}
+
+
+def inspected(case: Case, tag: str) -> list[str]:
+    """Return how each sample ended, "refused" for all of them; fails where one that passed cannot train."""
+    try:
+        data_set = ShardDataset(case.out)
+    except BadInput as error:
+        check_named(error, tag)
+        return ["refused"]
+    ends = []
+    for place in range(len(data_set)):
+        try:
+            checked_sample(data_set, place)
+        except BadInput as error:
+            check_named(error, tag)
+            ends.append("named")
+            continue
+        check_trainable(data_set[place], data_set, tag)
+        ends.append("sound")
+    return ends
+
+
+def check_trainable(sample: Sample, data_set: ShardDataset, tag: str) -> None:
+    target = training_target(sample, data_set.label_of)
+    x1, y1, x2, y2 = target["boxes"].unbind(1)
+    assert ((x1 >= 0) & (y1 >= 0) & (x2 <= sample.width) & (y2 <= sample.height)).all(), tag
+    assert ((x1 < x2) & (y1 < y2)).all(), tag
+    masks = target["masks"][torch.arange(len(target["boxes"]))]
+    assert masks.shape == (len(target["labels"]), sample.height, sample.width), tag
 
 
 def test_a_damaged_description(pristine, tmp_path):

@@ -80,6 +80,7 @@ def test_result_is_uint8_and_no_polygons_give_an_empty_mask():
         ("text", "neither"),
         ({"size": [6, 4], "counts": [24]}, "RLE size"),
         ({"counts": [24]}, "RLE size"),
+        ({"size": [4, 6]}, "RLE counts are missing"),
         ({"size": [4, 6], "counts": [23]}, "add up to 23"),
         ({"size": [4, 6], "counts": [30, -6]}, "negative"),
         ({"size": [4, 6], "counts": [24.0]}, "whole numbers"),

@@ -15,6 +15,7 @@ from shards.description import sealed
 from shards.errors import BadInput
 from shards.inspection import charts
 from shards.inspection.inspect import inspect_shards
+from shards.inspection.sheet import caption
 from shards.inspection.tally import Tally
 from shards.read import ShardDataset
 from shards.storage.cache import Cache
@@ -33,10 +34,25 @@ def test_whole_shards_are_counted_and_drawn(case):
     assert found["huddled"] == 0.5
     assert found["instances_per_image"] == {"min": 0, "median": 1.5, "max": 2}
     with Image.open(found["contact_sheet"]) as sheet:
-        assert sheet.size == (4 * 260 - 4, 256)
+        assert sheet.size == (4 * 260 - 4, 256 + 18)
     assert found["statistics"] == str(case.root / "sheet" / "statistics.png")
     with Image.open(found["statistics"]) as charts:
         assert charts.format == "PNG" and min(charts.size) >= 600
+
+
+def test_the_contact_sheet_says_under_each_image_which_it_is_and_what_is_in_it(case):
+    """A category map that is off by one shows here, and an odd mask can be looked up by its image's id."""
+    case.tree["categories"][2]["name"] = "m\n" * 200
+    case.shard()
+    data_set = ShardDataset(case.out)
+    names = {category["id"]: category["name"] for category in data_set.categories}
+    captions = [caption(data_set[place], names) for place in range(4)]
+    assert captions[:2] == ["7: a 1, z 1", "12: a 1, z 1"] and captions[3] == "99: no annotations"
+    assert captions[2].startswith("30: m m m") and "\n" not in captions[2]
+    with Image.open(inspect_shards(case.out)["contact_sheet"]) as sheet:
+        under = [sheet.crop((left, 256, left + 256, 274)).convert("L") for left in range(0, 4 * 260, 260)]
+    assert all(strip.getextrema() < (100, 256) for strip in under), "ink on white"
+    assert len({strip.tobytes() for strip in under}) == 4
 
 
 def test_damage_is_listed_with_shard_and_key_and_the_rest_is_still_counted(sharded, tmp_path):

@@ -124,6 +124,17 @@ def test_small_files_are_read_through_the_cache_too(cache, server):
         cache.read(f"{server.url}/5.tar", sha_of(6))
 
 
+def test_a_file_whose_time_may_not_be_changed_is_read_all_the_same(cache, server, monkeypatch):
+    """Another user's file, or a cache on a disk that is only read."""
+    fetch(cache, server, 1)
+
+    def refuse(descriptor):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(module.os, "utime", refuse)
+    assert fetch(cache, server, 1) == content_of(1) and server.asked == {"1.tar": 1}
+
+
 def test_a_forgotten_file_is_fetched_again(cache, server):
     fetch(cache, server, 1)
     cache.forget(sha_of(1))
@@ -225,6 +236,14 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path, server):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot be made a folder"):
         fetch(Cache(str(tmp_path / "file"), 3 * SIZE), server, 0)
+
+
+def test_a_folder_that_takes_no_files_is_refused_but_what_lies_in_it_is_read(cache, server, monkeypatch):
+    fetch(cache, server, 1)
+    monkeypatch.setattr(module.os, "access", lambda folder, mode: False)
+    assert fetch(cache, server, 1) == content_of(1)
+    with pytest.raises(BadInput, match=r"cache: may not be written to; set data\.cache_dir or MRRCNN_CACHE"):
+        fetch(cache, server, 2)
 
 
 def test_its_place_is_the_one_given_or_the_users(tmp_path, monkeypatch):

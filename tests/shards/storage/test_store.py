@@ -1,5 +1,6 @@
 """Shards behind a URL are read as those of a directory, by any number of loader workers."""
 
+import errno
 import shutil
 
 import pytest
@@ -129,3 +130,18 @@ def test_quarantine_replaces_the_damaged_samples_of_a_remote_shard_as_of_a_local
     assert torch.equal(kept[0][0], kept[1][0]) and [len(t["corrupt"]) for _, t in kept] == [1, 1]
     with pytest.raises(CorruptSample):
         TrainingSamples(remote_set, 0, 0.5, "fail")[(9, 3)]
+
+
+def test_a_failing_disk_is_named_by_the_file_that_it_cannot_read(sharded, store, cache, monkeypatch):
+    """Else a run of days ends with `Input/output error` of nobody knows what."""
+    local, remote = ShardDataset(sharded), ShardDataset(store.url, cache=cache)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("shards.storage.store.os.pread", fail)
+    shard = local.description["shards"][0]
+    for data_set, name in ((local, sharded / shard["name"]), (remote, f"{cache.folder}/{shard['sha256']}")):
+        with pytest.raises(OSError, match="Input/output error") as raised:
+            data_set[0]
+        assert raised.value.filename == str(name)

@@ -75,6 +75,24 @@ def test_every_kind_of_png_trains_as_its_rgb(case, mode):
     assert modes_listed(case) == MODES[mode]
 
 
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_png_with_a_colour_for_transparent_is_listed_as_one_with_an_alpha_channel_is(case, mode):
+    colour = (1, 2, 3) if mode == "RGB" else 3
+    Image.fromarray(COLOURS).convert(mode).save(case.images / name_of(case, PNG_IMAGE), transparency=colour)
+    case.shard()
+    assert modes_listed(case) == ["has an alpha channel, which training does not see"]
+    assert stored(case, PNG_IMAGE).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_backslash_in_a_name_is_told_where_there_is_no_such_file(case):
+    """As Windows writes paths; here it is a character like any other, and a file may be called so."""
+    case.tree["images"][2]["file_name"] = "sub\\b.jpg"
+    with pytest.raises(BadInput, match=r"cannot be read .*; write / where file_name has a backslash"):
+        case.shard()
+    (case.images / "sub/b.jpg").rename(case.images / "sub\\b.jpg")
+    assert case.shard()["images"] == 4
+
+
 @pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (3, 2), (4, 6)])
 def test_a_png_of_16_bits_trains_as_its_upper_8(case, channels, colour_type):
     colours = np.dstack([COLOURS, RAMP])[:, :, :channels]
@@ -127,6 +145,35 @@ def test_broken_exif_is_no_reason_to_refuse_an_image(case):
     Image.fromarray(COLOURS).save(case.images / "a.jpg", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff\0\1\1\x12")
     case.shard()
     assert case.report()["errors"] == {}
+
+
+@pytest.mark.parametrize("behind", [b"", b"eXIf"])
+def test_a_png_beyond_the_cap_is_not_decoded_to_look_for_its_orientation(case, monkeypatch, behind):
+    """A few bytes that say 16 billion pixels: Pillow takes 48 GB to tell whether they are turned."""
+    path = case.images / name_of(case, PNG_IMAGE)
+    content = bytearray(path.read_bytes())
+    content[16:20] = (1 << 29).to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content + behind)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)
+    with pytest.raises(BadInput, match=r"decodes to 536870912 x 30, more than 178956970 pixels"):
+        case.shard()
+    assert case.report()["errors"] == {"image_pixels": 1}
+
+
+def test_the_orientation_of_a_png_is_found_before_and_behind_its_pixels(case):
+    path = case.images / name_of(case, PNG_IMAGE)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(COLOURS).save(path, exif=exif)
+    content = path.read_bytes()
+    case.shard()
+    assert case.report()["warnings"]["image_orientation"] == 1
+    place = content.index(b"eXIf") - 4
+    end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+    path.write_bytes(content[:place] + content[end:-12] + content[place:end] + content[-12:])
+    case.shard()
+    assert case.report()["warnings"]["image_orientation"] == 1
 
 
 def test_the_cap_of_pixels_is_the_users_and_holds_before_decoding(case):

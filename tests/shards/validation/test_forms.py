@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from pipeline.evaluate import measure
 from shards.errors import BadInput
@@ -23,6 +24,12 @@ FORMS = {
     "an RLE of floats": (FLOATS, RUNS, "not written as whole ones"),
     "runs of floats": ({**FLOATS, "counts": [302.0, 20, 878]}, RUNS, "not written as whole ones"),
     "an RLE of floats in a list": ([FLOATS], RUNS, "is an RLE in a list"),
+    "Python's bytes": (
+        {**PACKED, "counts": str(PACKED["counts"].encode())},
+        PACKED,
+        "as Python writes bytes",
+    ),
+    "Python's bytes in a list": ([{**PACKED, "counts": str(PACKED["counts"].encode())}], PACKED, "in a list"),
     "one flat polygon": (SQUARE[0], SQUARE, "one polygon without a list"),
     "points": (POINTS, SQUARE, "a list of points"),
     "polygons of points": ([POINTS, POINTS], SQUARE * 2, "has polygons of points"),
@@ -43,6 +50,14 @@ def test_another_form_is_refused_by_name_and_repaired_without_a_loss(case, name)
     assert case.report()["dropped"]["annotations"] == 0
     [found] = [one for one in case.report()["findings"] if one["severity"] == "error"]
     assert found["action"] == found["repair"]
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
+def test_counts_as_python_writes_bytes_are_the_counts_again(runs):
+    """Backslashes are among the characters, and are doubled in what Python writes."""
+    packed = coco_mask.frPyObjects({"size": [1, sum(runs) or 1], "counts": runs}, 1, sum(runs) or 1)["counts"]
+    written = {"size": [30, 40], "counts": str(packed)}
+    assert in_cocos_form(written)[0] == {"size": [30, 40], "counts": packed.decode()}
 
 
 def test_each_rle_that_is_kept_can_be_scored(case):
