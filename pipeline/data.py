@@ -72,9 +72,11 @@ class TrainingSamples(Dataset):
         sample = self.dataset[index]
         try:
             return sample.image, training_target(sample, self.dataset.label_of)
-        except BadInput as error:
+        except (BadInput, KeyError, TypeError, ValueError) as error:
+            # The last three are of shards that somebody else wrote.
+            reason = error if isinstance(error, BadInput) else f"an annotation is not COCO's ({error!r:.80})"
             where = f"{self.dataset.directory}, image {sample.image_id}"
-            raise CorruptSample(f"{where}: {error}; make the shards again") from None
+            raise CorruptSample(f"{where}: {reason}; make the shards again") from None
 
     def _chance(self, position: int, what: str) -> random.Random:
         return random.Random(f"{self.seed}/{position}/{what}")

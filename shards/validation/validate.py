@@ -68,15 +68,13 @@ def check_row(row: ImageRow, images: Folder, rules: Rules) -> tuple[Sample | Non
     """
     image, content, findings = check_image(row, images, rules.max_pixels)
     if image is None:
-        lost = f" (its {row.num_annotations} annotations go with it)" if row.num_annotations else ""
+        told = "annotation goes" if row.num_annotations == 1 else "annotations go"
+        lost = f" (its {row.num_annotations} {told} with it)" if row.num_annotations else ""
         return None, settled([replace(one, message=one.message + lost) for one in findings], rules)
     kept, found = _check_annotations(row, rules)
     findings += found
-    if rules.annotated and not row.num_annotations:
-        remedy = "nothing, if nothing is in it: it trains as background"
-        findings.append(
-            Finding("warning", "image_empty", rules.file, "has no annotation", remedy, row.image_id)
-        )
+    if rules.annotated and not kept:
+        findings.append(_emptiness(row, rules))
     return _sample(row, image, content, kept), settled(findings, rules)
 
 
@@ -94,6 +92,15 @@ def source_findings(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
         for one in findings
     ]
     return settled(done, rules)
+
+
+def _emptiness(row: ImageRow, rules: Rules) -> Finding:
+    kind, message = "image_empty", "has no annotation"
+    remedy = "nothing, if nothing is in it: it trains as background"
+    if row.num_annotations:
+        kind, message = "image_emptied", f"keeps no annotation of {row.num_annotations}"
+        remedy = "mend one or remove the image: it trains as background"
+    return Finding("warning", kind, rules.file, message, remedy, row.image_id)
 
 
 def _check_annotations(row: ImageRow, rules: Rules) -> tuple[list[bytes], list[Finding]]:

@@ -15,7 +15,7 @@ from pipeline.data import (
     training_batches,
     training_target,
 )
-from shards.errors import BadInput
+from shards.errors import BadInput, CorruptSample
 from shards.masks import decode_mask
 from shards.read import Sample, ShardDataset
 from shards.synthetic.synth import write_synthetic
@@ -63,6 +63,18 @@ def test_crowds_and_boxes_without_area_do_not_train():
     target = training_target(sample([crowd, square(4, 4, 0, 6), square(40, 3, 5, 5), hair]), {5: 1})
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
     assert len(target["masks"]) == 0 and target["masks"].size == (20, 30)
+
+
+@pytest.mark.parametrize("change", [{"category_id": 6}, {"bbox": [1, 2]}, {"bbox": None}])
+def test_an_annotation_of_another_program_is_a_corrupt_sample_with_its_image_named(change):
+    class Shards:
+        directory, label_of = "shards", {5: 1}
+
+        def __getitem__(self, place):
+            return sample([square(2, 3, 10, 8, **change)])
+
+    with pytest.raises(CorruptSample, match=r"^shards, image 7: an annotation is not COCO's"):
+        TrainingSamples(Shards(), seed=0, hflip=0)[0, 0]
 
 
 def test_flipping_moves_image_boxes_and_masks_together():

@@ -115,7 +115,7 @@ def lost_by(findings: list[dict]) -> dict[str, int]:
     """Count from the findings alone how many images and annotations are not in the shards."""
     gone = [found for found in findings if found["action"] == "skipped" or "dropped" in found["action"]]
     images = [found for found in gone if found["kind"] in ("duplicate_image_id",) or of_image(found)]
-    along = [re.search(r"\(its (\d+) annotations go with it\)", found["message"]) for found in images]
+    along = [re.search(r"\(its (\d+) annotations? go(?:es)? with it\)", found["message"]) for found in images]
     own = [found for found in gone if found not in images]
     entries = [f for f in own if f["kind"] in ENTRY_KINDS or f["message"].startswith("annotation number")]
     others = {(found["image_id"], found["annotation_id"]) for found in own if found not in entries}

@@ -247,6 +247,17 @@ def test_skipping_an_image_counts_its_annotations_as_dropped(case):
     assert "2 annotations go with it" in case.report()["findings"][0]["message"]
 
 
+@pytest.mark.parametrize("options", [{"on_bad": "skip"}, {"repair": True}])
+def test_an_image_that_keeps_none_of_its_annotations_is_told(case, options):
+    """It trains as background from then on, though something is in it."""
+    damage = {"bbox": [100, 100, 5, 5]} if "on_bad" in options else {"segmentation": RLE}
+    edit(case, 4, **damage)
+    case.shard(**options)
+    found = [one for one in case.report()["findings"] if one["kind"] == "image_emptied"]
+    assert [(one["image_id"], one["severity"], one["action"]) for one in found] == [(30, "warning", "kept")]
+    assert "keeps no annotation of 1" in found[0]["message"]
+
+
 def test_findings_do_not_depend_on_workers(case, monkeypatch):
     monkeypatch.setattr("shards.write.IMAGES_A_WORKER", 1)
     monkeypatch.setattr("shards.tars.MAX_PACKED_BYTES", 1)
