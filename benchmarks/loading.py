@@ -82,12 +82,21 @@ def _resize_both(image: Image, target: dict) -> tuple[Tensor, dict]:
     return RESIZE(pil_to_tensor(image).float().div_(255), target if "boxes" in target else None)
 
 
-def contenders(
-    images: Path, annotations: Path, shards: Path, count: int, workers: int
-) -> dict[str, Callable[[int], object]]:
-    """Return what is timed on the first `count` samples: in this process, and under a DataLoader."""
+def alone(shards: Path, count: int) -> dict[str, Callable[[int], object]]:
+    """Return what is timed on the first `count` samples in this process."""
     own = Ours(shards)
     floor = DecodeAndResize([own.shards.image_bytes(place) for place in range(count)])
+    return {
+        "ours": lambda turn: drain(own[place] for place in range(count)),
+        "decode and resize": lambda turn: drain(floor[place] for place in range(count)),
+    }
+
+
+def under_a_loader(
+    images: Path, annotations: Path, shards: Path, count: int, workers: int
+) -> dict[str, Callable[[int], object]]:
+    """Return what is timed on the first `count` samples under a DataLoader."""
+    own = Ours(shards)
     peers = (
         coco_detection(images, annotations),
         rasterised(images, annotations),
@@ -98,8 +107,6 @@ def contenders(
         for name, peer in zip(PEERS, peers, strict=True)
     }
     return {
-        "ours": lambda turn: drain(own[place] for place in range(count)),
-        "decode and resize": lambda turn: drain(floor[place] for place in range(count)),
         "ours, DataLoader": lambda turn: drain(map(unpacked, loader(own, count, workers, packed))),
         **theirs,
     }
