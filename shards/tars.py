@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 import socket
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from shards.errors import BadInput
@@ -22,18 +23,21 @@ BLOCK = tarfile.BLOCKSIZE
 # A worker holds the annotations of its shard. COCO has 8 MiB of them in 256 MiB, so this cuts only data
 # sets of tiny images, whose shards would otherwise be annotations for the most part.
 MAX_PACKED_BYTES = 16 << 20
+# What a KEY.json holds beside annotations and file name.
+ENVELOPE = 100
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The plan of one shard: the images that are to go into it.
+    """The plan of one shard.
 
     Attributes:
+        images: what is to go into it, each with the size of its file as `plan_shards` got it.
         write: False if it is only to be looked at.
     """
 
     name: str
-    rows: tuple[ImageRow, ...]
+    images: tuple[tuple[ImageRow, int | None], ...]
     write: bool = True
 
 
@@ -45,11 +49,13 @@ class Made:
         row: its row of dataset.json: name, samples, bytes and checksums.
         records: its samples.
         findings: of all its images, also of those that are left out.
+        there: whether it lies in the target, to the last byte.
     """
 
     row: dict
     records: list[Record]
     findings: list[Finding]
+    there: bool
 
     @property
     def refused(self) -> bool:
@@ -60,7 +66,7 @@ class Made:
 def plan_shards(images: Iterable[tuple[ImageRow, int | None]], name: str, max_bytes: int) -> Iterator[Shard]:
     """Yield the shards in order; the cut depends on the source alone, not on what is left out or on workers.
 
-    A shard ends before its image files and packed annotations grow beyond `max_bytes`, or the annotations
+    A shard ends before it grows beyond `max_bytes`, annotations taken as long as they are packed, or those
     beyond 16 MiB; one image fits always.
 
     Args:
@@ -69,55 +75,62 @@ def plan_shards(images: Iterable[tuple[ImageRow, int | None]], name: str, max_by
     """
     number, total, packed, batch = 0, 0, 0, []
     for row, size in images:
-        size = row.width * row.height // 2 if size is None else max(0, size)
-        size += len(row.packed)
-        if batch and (total + size > max_bytes or packed + len(row.packed) > MAX_PACKED_BYTES):
-            yield Shard(_name(name, number), tuple(batch))
+        expected = row.width * row.height // 2 if size is None else max(0, size)
+        sample = _padded(expected) + _padded(len(row.packed) + len(row.file_name) + ENVELOPE)
+        if batch and (total + sample > max_bytes or packed + len(row.packed) > MAX_PACKED_BYTES):
+            yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
             number, total, packed, batch = number + 1, 0, 0, []
-        batch.append(row)
-        total, packed = total + size, packed + len(row.packed)
-    yield Shard(_name(name, number), tuple(batch))
+        batch.append((row, size))
+        total, packed = total + sample, packed + len(row.packed)
+    yield Shard(f"{name}-{number:06d}.tar", tuple(batch))
 
 
-def _name(name: str, number: int) -> str:
-    return f"{name}-{number:06d}.tar"
+def _padded(size: int) -> int:
+    return BLOCK + size + -size % BLOCK
 
 
 def make_shard(shard: Shard, images: Folder, out: Folder, rules: Rules) -> Made:
     """Return a shard after looking at its images and writing it, unless it lies there to the last byte.
 
-    Every image is read once. If all of its images are left out, the shard is an empty tar.
+    If all of its images are left out, it is an empty tar.
 
     Raises:
-        BadInput: the folder of the images is not there on this machine.
+        BadInput: one of the folders is not there on this machine, or an image changed since the plan.
         OSError: the disk or the network fails.
     """
-    _check_there(images)
-    left = out.has(index_name(shard.name)) and out.has(shard.name)
-    if left or not shard.write:
-        made, index = _put(None, shard, images, rules)
-        if not shard.write or _is_left(made, index, out):
-            return made
+    for folder in (images, out):
+        _check_there(folder)
+    index_file = index_name(shard.name)
+    begun = out.has(index_file) and out.has(shard.name)
+    if begun or not shard.write:
+        made, index = _pack(None, shard, images, rules)
+        there = begun and _is_same(made.row, index, out)
+        if there or not shard.write:
+            return replace(made, there=there)
+    # The index goes first and comes last, so an index means that its shard is whole.
+    out.remove(index_file)
     with out.making(shard.name) as temporary, open(temporary, "wb") as stream:
-        made, index = _put(stream, shard, images, rules)
+        made, index = _pack(stream, shard, images, rules)
         flush(stream)
-    # The index comes after the shard, so an index means that its shard is whole.
-    out.write(index_name(shard.name), index)
+    out.write(index_file, index)
     return made
 
 
-def remove_shard(name: str, out: Folder) -> None:
-    """Remove a shard and its index, where they are."""
-    out.remove(index_name(name))
-    out.remove(name)
+def remove_shards(name: str, out: Folder, keep: Iterable[str] = ()) -> None:
+    """Remove the shards of a name and their indexes, but those to `keep` (names of shards), indexes first."""
+    kept = {file for shard in keep for file in (shard, index_name(shard))}
+    ours = re.compile(re.escape(name) + r"-\d{6,}(\.tar|\.index\.json)")
+    for file in sorted(out.names()):
+        if ours.fullmatch(file) and file not in kept:
+            out.remove(file)
 
 
-def _check_there(images: Folder) -> None:
+def _check_there(folder: Folder) -> None:
     # It was there when the command began; but this may be another machine.
-    if isinstance(images, LocalFolder) and not images.exists():
+    if isinstance(folder, LocalFolder) and not folder.exists():
         raise BadInput(
-            f"{images}: is no folder on {socket.gethostname()}; put the images where every machine that "
-            "shards sees them, or shard on one machine"
+            f"{folder}: is no folder on {socket.gethostname()}; give one that every machine that shards "
+            "sees, or shard on one machine"
         )
 
 
@@ -159,11 +172,11 @@ class _Tar:
             self.stream.write(content)
 
 
-def _put(stream: IO[bytes] | None, shard: Shard, images: Folder, rules: Rules) -> tuple[Made, bytes]:
+def _pack(stream: IO[bytes] | None, shard: Shard, images: Folder, rules: Rules) -> tuple[Made, bytes]:
     """Return the shard and its index, after writing the tar to a stream, or to nowhere."""
     tar, records, findings = _Tar(stream), [], []
-    for row in shard.rows:
-        sample, found = check_row(row, images, rules)
+    for row, size in shard.images:
+        sample, found = check_row(row, size, images, rules)
         findings += found
         if sample is not None:
             tar.add(sample)
@@ -177,7 +190,7 @@ def _put(stream: IO[bytes] | None, shard: Shard, images: Folder, rules: Rules) -
         "sha256": tar.digest.hexdigest(),
         "index_sha256": hashlib.sha256(index).hexdigest(),
     }
-    return Made(row, records, findings), index
+    return Made(row, records, findings, there=stream is not None), index
 
 
 def _head(name: str, size: int) -> bytes:
@@ -197,7 +210,6 @@ def _entry(record: Record, members: dict[str, dict]) -> dict:
     }
 
 
-def _is_left(made: Made, index: bytes, out: Folder) -> bool:
-    """Return whether an earlier, killed call left what this one would write."""
-    row = made.row
+def _is_same(row: dict, index: bytes, out: Folder) -> bool:
+    """Return whether what lies in the target is what would be written."""
     return out.read(index_name(row["name"])) == index and out.holds(row["name"], row["bytes"], row["sha256"])

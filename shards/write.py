@@ -14,16 +14,17 @@ from typing import Any
 from tqdm import tqdm
 
 from shards.description import DESCRIPTION, FORMAT, sealed
-from shards.earlier import PROGRESS, REPORT, finished, images_changed
+from shards.earlier import PROGRESS, REPORT, abandon, begin, finished, images_changed
 from shards.errors import BadInput
+from shards.index import index_name
 from shards.pool import Spread, processes
 from shards.source_images import note_images
 from shards.storage.files import encode_json
-from shards.storage.folder import Folder, LocalFolder, folder_at
+from shards.storage.folder import Folder, folder_at
 from shards.storage.remote import WEB, shown
-from shards.tars import Made, Shard, make_shard, plan_shards, remove_shard
+from shards.tars import Made, Shard, make_shard, plan_shards, remove_shards
 from shards.validation.check_image import MAX_PIXELS, leads_out
-from shards.validation.findings import Refused, refuse_errors, report_of
+from shards.validation.findings import Finding, Refused, refusal_of, report_of
 from shards.validation.source import Source, read_source
 from shards.validation.validate import Record, Rules, source_findings
 
@@ -82,15 +83,7 @@ def write_shards(
         if before is not None and not images_changed(source, originals, target, max_pixels):
             return before
         with spreading or processes(_useful(workers, work)) as spread:
-            if target.has(DESCRIPTION):
-                # What was finished stays if it turns out now that it would be refused.
-                _report(work, _made(work, spread, write=False))
-            description = _written(work, spread)
-        if before is not None:
-            _remove_others(target, before, description)
-        if isinstance(target, LocalFolder):
-            target.date(DESCRIPTION, began)
-        return description
+            return _sharded(work, spread, began)
 
 
 @dataclass(frozen=True)
@@ -191,6 +184,20 @@ def _useful(workers: int, work: _Work) -> int:
     return max(1, min(workers, len(work.shards), len(work.source.rows) // IMAGES_A_WORKER))
 
 
+def _sharded(work: _Work, spread: Spread, began: int) -> dict:
+    """Return the description after writing what is not there yet."""
+    made = None
+    if work.out.has(DESCRIPTION):
+        # What was finished stays if it turns out now that it would be refused.
+        made = _made(work, spread, write=False)
+        _refuse_errors(work, made, finished=True)
+    if made is None or not all(one.there for one in made):
+        begin(work.out, work.identity)
+        made = _made(work, spread, write=True)
+        _refuse_errors(work, made, finished=False)
+    return _described(work, made, began)
+
+
 def _made(work: _Work, spread: Spread, write: bool) -> list[Made]:
     """Return all shards, written as long as nothing is refused."""
     made: list[Made] = []
@@ -201,49 +208,45 @@ def _made(work: _Work, spread: Spread, write: bool) -> list[Made]:
             yield replace(shard, write=write and not refused)
 
     make = partial(make_shard, images=work.images, out=work.out, rules=work.rules)
+    doing, total = "sharding" if write else "looking", len(work.source.rows)
     # None: on a terminal only.
-    with tqdm(total=len(work.source.rows), desc="sharding", unit=" images", disable=None) as progress:
+    with tqdm(total=total, desc=doing, unit=" images", disable=None) as progress:
         for one, shard in zip(spread(make, tasks()), work.shards, strict=True):
             made.append(one)
             refused = refused or one.refused
-            progress.update(len(shard.rows))
+            progress.update(len(shard.images))
     return made
 
 
-def _report(work: _Work, made: list[Made]) -> None:
-    """Write report.json.
+def _refuse_errors(work: _Work, made: list[Made], finished: bool) -> None:
+    """Return when there is none that forbids to keep what was made.
 
     Raises:
-        Refused: the data set has errors, or nothing of it is left.
+        Refused: with an error, or if nothing is left. Its report is written; shards stay that were finished.
     """
-    findings = source_findings(work.source.findings, work.rules)
-    findings += [finding for one in made for finding in one.findings]
-    records = _records(made)
+    path = work.out.name_of(REPORT)
+    refusal = refusal_of(_findings(work, made), path)
+    if refusal is None and not _records(made):
+        refusal = Refused(f"{work.rules.file}: no image is left after skipping; see {path}")
+    if refusal is None:
+        return
+    if not finished:
+        # First: a disk that they have filled has no room for the report.
+        abandon(work.out, work.identity)
+    _report(work, made)
+    raise refusal
+
+
+def _report(work: _Work, made: list[Made]) -> None:
+    findings, records = _findings(work, made), _records(made)
     kept = {"images": len(records), "annotations": sum(record.num_instances for record in records)}
     if any(finding.action == "refused" for finding in findings):
         kept = dict.fromkeys(kept, 0)
     report = report_of(findings, work.source.counts, kept)
     work.out.write(REPORT, json.dumps(report, indent=1).encode())
-    refuse_errors(findings, work.out.name_of(REPORT))
-    if not records:
-        raise Refused(f"{work.rules.file}: no image is left after skipping; see {work.out.name_of(REPORT)}")
 
 
-def _written(work: _Work, spread: Spread) -> dict:
-    work.out.write(PROGRESS, encode_json(work.identity))
-    made = _made(work, spread, write=True)
-    try:
-        _report(work, made)
-    except Refused:
-        work.out.remove(DESCRIPTION)
-        for shard in work.shards:
-            remove_shard(shard.name, work.out)
-        work.out.remove(PROGRESS)
-        raise
-    return _described(work, made)
-
-
-def _described(work: _Work, made: list[Made]) -> dict:
+def _described(work: _Work, made: list[Made], began: int) -> dict:
     """Return the description after writing it: from then on the data set is finished."""
     source, records = work.source, _records(made)
     description = sealed(
@@ -259,21 +262,33 @@ def _described(work: _Work, made: list[Made]) -> dict:
             "source": work.identity,
         }
     )
+    names = [shard["name"] for shard in description["shards"]]
+    _check_written(work.out, names)
+    remove_shards(work.identity["name"], work.out, keep=names)
+    _report(work, made)
     note_images(work.out, ((record.file_name, record.image.size) for record in records))
-    work.out.write(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode())
+    work.out.write(DESCRIPTION, json.dumps(description, indent=1, sort_keys=True).encode(), began)
     work.out.remove(PROGRESS)
     return description
 
 
+def _check_written(out: Folder, shards: list[str]) -> None:
+    files = [file for shard in shards for file in (shard, index_name(shard))]
+    for file, size in zip(files, out.sizes(files), strict=True):
+        if size == -1:
+            raise BadInput(
+                f"{out.name_of(file)}: was written by another machine and is not here; "
+                "give an --out that every machine sees"
+            )
+
+
+def _findings(work: _Work, made: list[Made]) -> list[Finding]:
+    found = [finding for one in made for finding in one.findings]
+    return [*source_findings(work.source.findings, work.rules), *found]
+
+
 def _records(made: list[Made]) -> list[Record]:
     return [record for one in made for record in one.records]
-
-
-def _remove_others(out: Folder, before: dict, now: dict) -> None:
-    """Remove the shards of an earlier description that the present one has no more."""
-    names = {shard["name"] for shard in now["shards"]}
-    for gone in {shard["name"] for shard in before["shards"]} - names:
-        remove_shard(gone, out)
 
 
 def _hash(records: list[Record], categories: list[dict]) -> str:

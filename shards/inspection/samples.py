@@ -21,7 +21,7 @@ def checked_sample(dataset: ShardDataset, place: int) -> tuple[dict[str, Any], l
         BadInput: its shard cannot be read.
     """
     entry, name = dataset.entries[place], dataset.image_name(place)
-    row = ImageRow(entry["image_id"], name, entry["width"], entry["height"], 0, b"")
+    row = ImageRow(entry["image_id"], name, entry["width"], entry["height"], 0, 0, b"")
     complaints = []
     for severity, _, message, remedy in decoding_faults(
         dataset.image_bytes(place), row, _max_pixels(dataset)

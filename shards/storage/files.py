@@ -22,10 +22,17 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` either does not change or holds all of it, even after a power cut."""
+def write_atomic(path: Path, content: bytes, time_ns: int | None = None) -> None:
+    """Write `content` so that `path` either does not change or holds all of it, even after a power cut.
+
+    Args:
+        time_ns: the time (since 1970) that the file gets, by default now.
+    """
     with whole_or_absent(path) as temporary, open(temporary, "wb") as stream:
         stream.write(content)
+        stream.flush()
+        if time_ns is not None:
+            os.utime(stream.fileno(), ns=(time_ns, time_ns))
         flush(stream)
 
 
@@ -34,7 +41,7 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield the name to write, and flush, in the body; without an error it is `path` afterwards.
 
     Raises:
-        OSError: of the body or the renaming; it names `path` where it named no other file, as a full disk.
+        OSError: of the body or the renaming; it names `path` if it named no file, as that of a full disk.
     """
     temporary = temporary_beside(path)
     try:

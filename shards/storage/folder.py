@@ -2,6 +2,7 @@
 
 import errno
 import os
+import posixpath
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,10 @@ class LocalFolder:
         """Yield the size of each file."""
         return map(self.size, names)
 
+    def names(self) -> list[str]:
+        """Return the names of all that lies in the folder itself."""
+        return os.listdir(self.path)
+
     def changed_since(self, names: Iterable[str], folder: "LocalFolder", mark: str) -> bool:
         """Return whether a file was written to or put there since the time of another folder's file."""
         since = os.stat(folder.path / mark).st_mtime_ns
@@ -71,10 +76,6 @@ class LocalFolder:
             return os.stat(os.path.join(self.path, name)).st_ctime_ns
         except (OSError, ValueError):
             return -1
-
-    def date(self, name: str, time_ns: int) -> None:
-        """Give a file the time (since 1970) that its content is true of."""
-        os.utime(self.path / name, ns=(time_ns, time_ns))
 
     def open(self, name: str) -> IO[bytes]:
         """Return a file to read and seek in."""
@@ -88,9 +89,13 @@ class LocalFolder:
                 raise IsADirectoryError(errno.EISDIR, "no regular file", self.name_of(name))
             return stream.readall()
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file so that it either does not change or holds all of `content`."""
-        write_atomic(self.path / name, content)
+    def write(self, name: str, content: bytes, time_ns: int | None = None) -> None:
+        """Write a file so that it either does not change or holds all of `content`.
+
+        Args:
+            time_ns: the time (since 1970) that the content is true of, by default now.
+        """
+        write_atomic(self.path / name, content, time_ns)
 
     def making(self, name: str) -> AbstractContextManager[Path]:
         """Yield a path to write, and flush, in the body; without an error it is the file afterwards."""
@@ -148,7 +153,12 @@ class RemoteFolder:
         None where the listing has none, as that of a web server.
         """
         found = persistently(self.url, _listed)
-        return (found.get(name, -1) for name in names)
+        # Keys of a store are any text, but ./a.jpg is a.jpg to a web server.
+        return (found.get(name, found.get(posixpath.normpath(name), -1)) for name in names)
+
+    def names(self) -> list[str]:
+        """Return the names of all that lies right under the prefix."""
+        return [name for name in persistently(self.url, _listed) if "/" not in name]
 
     def open(self, name: str) -> Any:
         """Return a file to read and seek in."""
@@ -158,8 +168,8 @@ class RemoteFolder:
         """Return the content of an object."""
         return read_file(self._url_of(name))
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write an object in one go."""
+    def write(self, name: str, content: bytes, time_ns: int | None = None) -> None:
+        """Write an object in one go; its time is the store's to set."""
         with naming(self.name_of(name)):
             persistently(self._url_of(name), lambda files, path: files.pipe_file(path, content))
 

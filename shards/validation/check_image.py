@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from shards.storage.folder import Folder
+from shards.errors import BadInput
+from shards.storage.folder import Folder, RemoteFolder
 from shards.validation.findings import ACTION, Finding
 from shards.validation.heard import heard_errors
 from shards.validation.jpeg import decodes
@@ -130,8 +131,12 @@ def _name_faults(file_name: str) -> list[Fault]:
 def _read(images: Folder, name: str) -> tuple[bytes, list[Fault]]:
     try:
         return images.read(name), []
+    except BadInput:
+        # Of the whole store: no access, no driver.
+        raise
     except OSError as error:
-        if not isinstance(error, ABSENT) and error.errno not in UNUSABLE:
+        refused = isinstance(error, PermissionError) and isinstance(images, RemoteFolder)
+        if refused or (not isinstance(error, ABSENT) and error.errno not in UNUSABLE):
             raise OSError(
                 error.errno or errno.EIO, error.strerror or str(error), images.name_of(name)
             ) from error
@@ -171,6 +176,9 @@ def _content_faults(
         what = "is no JPEG or PNG, whatever its name" if content else "is empty"
         return [("error", "image_truncated", what, RESTORE)]
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # Not Pillow's, which has no number: the machine has no room for temporary files, or the like.
+            raise
         if "MAX_TEXT" in str(error):
             # Pillow's own limits on the texts in a PNG; the file is whole.
             message = "holds more text beside its pixels than is read"

@@ -52,16 +52,13 @@ class Refused(BadInput):
     """The data set has errors; the report lists all of them."""
 
 
-def refuse_errors(findings: Iterable[Finding], report_path: str) -> None:
-    """Return when no finding is a refused error.
-
-    Raises:
-        Refused: with the line of the first one and how many more the report lists.
-    """
+def refusal_of(findings: Iterable[Finding], report_path: str) -> Refused | None:
+    """Return the first refused error's line and how many more the report lists, None if there is none."""
     refused = [finding for finding in findings if finding.action == "refused"]
-    if refused:
-        more = f" ({len(refused) - 1} more in {report_path})" if len(refused) > 1 else ""
-        raise Refused(refused[0].line + more)
+    if not refused:
+        return None
+    more = f" ({len(refused) - 1} more in {report_path})" if len(refused) > 1 else ""
+    return Refused(refused[0].line + more)
 
 
 def report_of(findings: list[Finding], read: dict[str, int], kept: dict[str, int]) -> dict:

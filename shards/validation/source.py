@@ -33,13 +33,14 @@ UNCLEAR = (
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image of the source, its annotations packed."""
+    """One image of the source, its annotations packed; `num_broken` more are told in the findings."""
 
     image_id: int
     file_name: str
     width: int
     height: int
     num_annotations: int
+    num_broken: int
     packed: bytes
 
     @property
@@ -87,7 +88,9 @@ def _read(path: str | Path, file: str) -> Source:
     findings: list[Finding] = []
     seats = _unique_images(images, file, findings)
     findings += _shared_files(seats, file) + _shared_names(categories, file)
+    told = len(findings)
     grouped = _group(annotations, seats, {category["id"] for category in categories}, file, findings)
+    broken = Counter(finding.image_id for finding in findings[told:])
     rows = [
         ImageRow(
             image_id,
@@ -95,6 +98,7 @@ def _read(path: str | Path, file: str) -> Source:
             seats[image_id]["width"],
             seats[image_id]["height"],
             len(grouped[image_id]),
+            broken[image_id],
             # Not JSON, which takes fifteen times as long, nor pickle, which gives up on deep trees. By
             # version 2 the bytes depend on the values alone, and so may the cut into shards.
             marshal.dumps(grouped[image_id], 2),

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from shards.errors import BadInput
 from shards.storage.files import encode_json
 from shards.storage.folder import Folder
 from shards.validation.check_annotation import check_annotation
-from shards.validation.check_image import ImageFile, check_image
+from shards.validation.check_image import ImageFile, check_image, leads_out
 from shards.validation.findings import ACTION, Finding
 from shards.validation.source import ImageRow
 
@@ -21,8 +22,8 @@ class Rules:
         file: the annotation file, for messages.
         annotated: whether it has an annotation list; then an image without annotations is worth a warning.
         max_pixels: width x height beyond which an image is an error and is not decoded.
-        skip: leave out an image or annotation with an error. Without, such come back as "refused" (and are
-            among the records all the same: nothing should be kept of what is written).
+        skip: leave out an image or annotation with an error. Without, such come back as "refused", and
+            nothing should be kept of what is written: an annotation with an error is among it.
         repair: do what `Finding.repair` says.
     """
 
@@ -60,13 +61,20 @@ class Sample(NamedTuple):
     json: bytes
 
 
-def check_row(row: ImageRow, images: Folder, rules: Rules) -> tuple[Sample | None, list[Finding]]:
+def check_row(
+    row: ImageRow, size: int | None, images: Folder, rules: Rules
+) -> tuple[Sample | None, list[Finding]]:
     """Return the sample of an image, None if it has none, and all findings, each with what was done.
 
+    Args:
+        size: of the file in bytes when this was planned: -1 if there was none, None if nobody told.
+
     Raises:
+        BadInput: the file has another size by now.
         OSError: the disk or the network fails, which says nothing of the image.
     """
     image, content, findings = check_image(row, images, rules.max_pixels)
+    _check_unchanged(row, size, content, images)
     if image is None:
         told = "annotation goes" if row.num_annotations == 1 else "annotations go"
         lost = f" (its {row.num_annotations} {told} with it)" if row.num_annotations else ""
@@ -86,7 +94,7 @@ def settled(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
 
 
 def source_findings(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
-    """Return the findings of entries that are left out as such, each with the right by which that is done."""
+    """Return the findings of entries that `read_source` left out, each with what that was."""
     done = [
         replace(one, action=one.repair if rules.repair and one.repair else ACTION[one.severity])
         for one in findings
@@ -94,11 +102,21 @@ def source_findings(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
     return settled(done, rules)
 
 
+def _check_unchanged(row: ImageRow, size: int | None, content: bytes, images: Folder) -> None:
+    if size is None or leads_out(row.file_name):
+        return
+    # A file that was not read, for its name or for want of a right to, has no content.
+    now = len(content) if content else images.size(row.file_name)
+    if now != size:
+        name = images.name_of(row.file_name)
+        raise BadInput(f"{name}: image {row.image_id} changed while it was sharded; run it again")
+
+
 def _emptiness(row: ImageRow, rules: Rules) -> Finding:
     kind, message = "image_empty", "has no annotation"
     remedy = "nothing, if nothing is in it: it trains as background"
-    if row.num_annotations:
-        kind, message = "image_emptied", f"keeps no annotation of {row.num_annotations}"
+    if listed := row.num_annotations + row.num_broken:
+        kind, message = "image_emptied", f"keeps no annotation of {listed}"
         remedy = "mend one or remove the image: it trains as background"
     return Finding("warning", kind, rules.file, message, remedy, row.image_id)
 

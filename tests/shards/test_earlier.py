@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+from shards import write
 from shards.errors import BadInput
+from shards.storage.folder import LocalFolder
 from shards.write import write_shards
 from tests.shards.coco_case import digests, flip_byte
 
@@ -115,3 +117,112 @@ def test_new_times_of_the_same_images_write_no_shard_again_and_are_looked_into_o
     assert digests(case.out) == before and shard.stat().st_mtime_ns == stamp
     monkeypatch.setattr("shards.write.make_shard", None)
     case.shard()
+
+
+class Killed(BaseException):
+    """A kill that leaves the test alive."""
+
+
+def kill(*arguments, **options):
+    raise Killed
+
+
+@pytest.mark.parametrize("where", ["begin", "_described"])
+@pytest.mark.parametrize("on_bad", ["skip", "fail"])
+def test_a_restored_image_is_taken_up_also_after_a_kill(case, monkeypatch, tmp_path, where, on_bad):
+    path = case.images / "a.jpg"
+    sound = path.read_bytes()
+    path.write_bytes(zeroed(sound))
+    if on_bad == "skip":
+        case.shard(on_bad=on_bad)
+    path.write_bytes(sound)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(write, where, kill)
+        case.shard(on_bad=on_bad)
+    assert case.shard(on_bad=on_bad)["images"] == 4
+    write_shards(case.images, case.json, tmp_path / "fresh", on_bad=on_bad)
+    assert digests(case.out) == digests(tmp_path / "fresh")
+
+
+def test_a_refused_look_at_a_finished_folder_is_refused_again(case):
+    case.shard()
+    path = case.images / "a.jpg"
+    sound = path.read_bytes()
+    path.write_bytes(zeroed(sound))
+    for _ in range(2):
+        with pytest.raises(BadInput, match="image 7: is no JPEG"):
+            case.shard()
+    path.write_bytes(sound)
+    stamp = (case.out / "instances-000000.tar").stat().st_mtime_ns
+    case.shard()
+    assert case.report()["errors"] == {}
+    assert (case.out / "instances-000000.tar").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.usefixtures("a_shard_an_image")
+@pytest.mark.parametrize("change", ["annotations", "options", "images"])
+def test_what_was_begun_of_another_source_and_not_finished_makes_room(case, monkeypatch, tmp_path, change):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(write, "_described", kill)
+        case.shard(name="other")
+    assert len(list(case.out.glob("other-*.tar"))) == 4
+    options = {"on_bad": "skip"}
+    if change == "annotations":
+        case.annotation(1)["area"] = 201
+    elif change == "images":
+        (case.images / "a.jpg").unlink()
+    case.shard(**options)
+    write_shards(case.images, case.json, tmp_path / "fresh", **options)
+    assert digests(case.out) == digests(tmp_path / "fresh")
+
+
+def test_shards_beyond_the_last_one_do_not_stay(case, monkeypatch):
+    case.shard()
+    for name in ("instances-000001.tar", "instances-000001.index.json", "notes.txt"):
+        (case.out / name).write_bytes(b"")
+    (case.out / "dataset.json").unlink()
+    case.shard()
+    kept = {"instances-000000.tar", "instances-000000.index.json", "notes.txt"}
+    assert {path.name for path in case.out.iterdir()} == kept | {
+        "dataset.json", "report.json", "source_images.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [b"{}", b'{"kept": 1}', b'{"findings": [{}]}', b"null"])
+def test_a_report_that_is_none_is_written_again(case, damage):
+    case.shard()
+    before = digests(case.out)
+    (case.out / "report.json").write_bytes(damage)
+    case.shard()
+    assert digests(case.out) == before
+
+
+def test_a_full_disk_at_the_report_of_a_refusal_keeps_no_shard(case, monkeypatch):
+    case.annotation(5)["bbox"] = [100, 100, 5, 5]
+    written = LocalFolder.write
+
+    def full(self, name, *arguments):
+        if name == "report.json":
+            raise OSError(28, "No space left on device", name)
+        written(self, name, *arguments)
+
+    monkeypatch.setattr(LocalFolder, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        case.shard()
+    assert not list(case.out.iterdir())
+
+
+def test_an_image_written_while_it_is_sharded_is_looked_at_by_the_next_call(case, monkeypatch, tmp_path):
+    """The description has from its first moment on the time at which the images were looked at."""
+    path = case.images / "a.jpg"
+
+    def rewritten(*arguments):
+        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+        return report(*arguments)
+
+    report = write._report
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_report", rewritten)
+        case.shard()
+    with pytest.raises(BadInput, match="image 7"):
+        case.shard()

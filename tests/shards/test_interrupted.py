@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from shards import write
-from shards.errors import CutShort
+from shards.errors import BadInput, CutShort
 from shards.index import index_name
 from shards.pool import map_ordered
+from shards.storage.folder import LocalFolder, folder_at
 from shards.write import write_shards
 from tests.shards.coco_case import Case
 
@@ -123,3 +124,47 @@ def end_by_signal(task: int) -> int:
 def test_a_killed_worker_is_told_in_one_line():
     with pytest.raises(CutShort, match="was killed, perhaps for want of memory; give fewer --workers"):
         list(map_ordered(end_by_signal, range(4), 2))
+
+
+@pytest.mark.parametrize("change", ["longer", "gone"])
+def test_an_image_that_changes_while_it_is_sharded_ends_the_command(case, monkeypatch, change):
+    """Left out, it would be gone for good: the next call finds the sizes that it was planned with."""
+    case.json.write_text(json.dumps(case.tree))
+    read, path = LocalFolder.read, case.images / "c.png"
+
+    def changing(self, name):
+        if name == "c.png":
+            path.write_bytes(path.read_bytes() + b"x") if change == "longer" else path.unlink(missing_ok=True)
+        return read(self, name)
+
+    monkeypatch.setattr(LocalFolder, "read", changing)
+    with pytest.raises(BadInput, match=r"c\.png: image 30 changed while it was sharded; run it again"):
+        write_shards(case.images, case.json, case.out, on_bad="skip")
+    assert not (case.out / "dataset.json").exists()
+
+
+def test_want_of_room_for_temporary_files_is_no_fault_of_an_image(case, monkeypatch):
+    case.json.write_text(json.dumps(case.tree))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr("shards.validation.heard.tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards(case.images, case.json, case.out, on_bad="skip")
+
+
+def test_shards_that_went_to_another_machine_are_not_called_finished(case, tmp_path):
+    case.json.write_text(json.dumps(case.tree))
+
+    @contextmanager
+    def elsewhere():
+        def spread(make, tasks):
+            for task in tasks:
+                yield make.func(task, **make.keywords | {"out": folder_at(tmp_path)})
+
+        yield spread
+
+    with pytest.raises(BadInput, match=r"000000\.tar: was written by another machine and is not here"):
+        write_shards(case.images, case.json, case.out, spreading=elsewhere())
+    assert not (case.out / "dataset.json").exists()

@@ -229,10 +229,11 @@ def test_every_image_is_read_once(case, monkeypatch):
 
 
 def test_a_shard_ends_before_its_images_and_annotations_outgrow_it():
-    rows = [ImageRow(number, f"{number}.jpg", 40, 30, 0, bytes(20)) for number in range(5)]
-    sizes = [80, 80, -1, 300, None]
-    shards = list(plan_shards(zip(rows, sizes, strict=True), "x", 200))
-    assert [[row.image_id for row in shard.rows] for shard in shards] == [[0, 1], [2], [3], [4]]
+    rows = [ImageRow(number, f"{number}.jpg", 40, 30, 0, 0, bytes(20)) for number in range(5)]
+    # Two heads of 512 bytes each and the annotations' block, beside the file's own blocks.
+    sizes = [512, 512, -1, 5000, None]
+    shards = list(plan_shards(zip(rows, sizes, strict=True), "x", 4096))
+    assert [[row.image_id for row, _ in shard.images] for shard in shards] == [[0, 1], [2], [3], [4]]
     assert [shard.name for shard in shards] == [f"x-{number:06d}.tar" for number in range(4)]
 
 

@@ -144,6 +144,17 @@ def test_a_url_that_nothing_reaches_is_refused_in_one_line(case, url):
         write_shards(url, case.json, case.out)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_right_that_ends_while_images_are_read_leaves_none_out(case, monkeypatch, status):
+    monkeypatch.setattr(remote, "PAUSE_S", 0)
+    case.json.write_text(json.dumps(case.tree))
+    with served(case.root) as server:
+        server.answers["c.png"] = [status] * 9
+        with pytest.raises((BadInput, OSError), match=r"c\.png"):
+            write_shards(f"{server.url}/images", case.json, case.out, on_bad="skip")
+    assert not (case.out / "report.json").exists()
+
+
 def test_missing_sources_are_named(case, store):
     with pytest.raises(BadInput, match=f"{store}/nowhere: is no folder"):
         write_shards(f"{store}/nowhere", f"{store}/instances.json", case.out)

@@ -247,11 +247,11 @@ def test_skipping_an_image_counts_its_annotations_as_dropped(case):
     assert "2 annotations go with it" in case.report()["findings"][0]["message"]
 
 
-@pytest.mark.parametrize("options", [{"on_bad": "skip"}, {"repair": True}])
+@pytest.mark.parametrize("options", [{"on_bad": "skip"}, {"on_bad": "skip", "name": "x"}, {"repair": True}])
 def test_an_image_that_keeps_none_of_its_annotations_is_told(case, options):
     """It trains as background from then on, though something is in it."""
     damage = {"bbox": [100, 100, 5, 5]} if "on_bad" in options else {"segmentation": RLE}
-    edit(case, 4, **damage)
+    edit(case, 4, **({"category_id": 4} if "name" in options else damage))
     case.shard(**options)
     found = [one for one in case.report()["findings"] if one["kind"] == "image_emptied"]
     assert [(one["image_id"], one["severity"], one["action"]) for one in found] == [(30, "warning", "kept")]
@@ -291,7 +291,7 @@ def test_images_that_another_machine_does_not_see_are_no_missing_images(case):
         case.images.rename(case.root / "hidden")
         yield map
 
-    with pytest.raises(BadInput, match=r"images: is no folder on \S+; put the images where every machine"):
+    with pytest.raises(BadInput, match=r"images: is no folder on \S+; give one that every machine"):
         case.shard(spreading=elsewhere(), on_bad="skip")
     assert not (case.out / "report.json").exists()
 
