@@ -8,6 +8,7 @@ Lines that begin with `>` are what this script does; the others are what was pri
 differs from the undisturbed run.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -170,4 +171,6 @@ def content_of(stage: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="where the runs go, which both nodes see")
+    sys.exit(main(parser.parse_args().folder.resolve()))

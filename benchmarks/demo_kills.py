@@ -6,6 +6,7 @@ The first directory holds an undisturbed demo; the second is made here, by the s
 again. Prints where each kill fell and whether weights, logs of training and results are the same bytes.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -100,4 +101,8 @@ def content(path: Path) -> object:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("undisturbed", type=Path, help="the run directory of a demo that has ended")
+    parser.add_argument("killed", type=Path, help="the run directory of the one to kill")
+    options, more = parser.parse_known_args()
+    sys.exit(main(options.undisturbed, options.killed, more))

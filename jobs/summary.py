@@ -84,7 +84,9 @@ def _show_rows(rows: list[list[str]], where: str) -> None:
         titles = [f"errors are {words.pop()}", where] if words else [where]
         show_table("; ".join(titles), [*columns, "--repair"], [[*row[:4], row[5]] for row in rows])
     else:
-        show_table(where, [*columns, "done"], [row[:5] for row in rows])
+        # Of a data set that is refused nothing is done.
+        refused = any(done == "refused" for *_, done, _ in rows)
+        show_table(where, [*columns, "--repair" if refused else "done"], [row[:5] for row in rows])
 
 
 def show_statistics(found: dict[str, Any]) -> None:
