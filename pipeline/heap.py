@@ -11,7 +11,7 @@ def keep_freed_memory(worker: int = 0) -> None:
     """Let this process keep what it frees; nothing happens where the C library is not glibc.
 
     By default glibc gives the memory of an image back and asks for it anew for the next one, and the system
-    clears each page of it again: of a sample's processor time a tenth. From now on blocks of up to 32 MiB
+    clears each page of it again: up to a tenth of a sample's time. From now on blocks of up to 32 MiB
     lie in the heap, whose free end is cut off only when it is longer than 256 MiB: the process holds about
     the most that it has needed at a time.
 

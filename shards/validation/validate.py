@@ -103,7 +103,7 @@ def source_findings(findings: Iterable[Finding], rules: Rules) -> list[Finding]:
 
 
 def _check_unchanged(row: ImageRow, size: int | None, content: bytes, images: Folder) -> None:
-    if size is None or leads_out(row.file_name):
+    if size is None or (not content and leads_out(row.file_name)):
         return
     # A file that was not read, for its name or for want of a right to, has no content.
     now = len(content) if content else images.size(row.file_name)
