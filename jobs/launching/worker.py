@@ -82,6 +82,7 @@ def work(task: Task, payload: dict[str, Any], scratch: str) -> None:
         return
     _settle_process()
     with _logging_to(Path(scratch, PROGRESS)), Judging(Path(scratch)):
+        _tell_of_a_slow_operator()
         task(payload)
 
 
@@ -96,6 +97,19 @@ def _settle_process() -> None:
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+
+
+def _tell_of_a_slow_operator() -> None:
+    from ops import backend_info
+
+    info = backend_info()
+    if torch.cuda.is_available() and info["cuda_library"] is None:
+        # Most likely the package of a submission from a machine without nvcc.
+        log.warning(
+            "operator: no CUDA library, so the plain PyTorch one runs on the GPUs, slower (%s); build where "
+            "nvcc is, or submit from the image",
+            info["reason"],
+        )
 
 
 @contextmanager
