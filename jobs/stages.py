@@ -53,6 +53,10 @@ class Run:
         """What SIGTERM leaves while workers run: one for all stages of the attempt."""
         return self.path / ".jobs" / f"{self.attempt}.stop"
 
+    def check(self) -> None:
+        """Return when this attempt may still write; StaleAttempt where a newer one has begun."""
+        check_attempt(self.path, self.attempt)
+
 
 def run_pipeline(
     config: Config,
@@ -176,8 +180,8 @@ def evaluate(run: Run) -> None:
     payload = {"jobs": jobs, "shards": absolute(shards), "test": test, "cache": cache, "claim": claim}
     _launch(run, "evaluate", detect_parts, payload)
     for name in waiting:
-        check_attempt(run.path, run.attempt)
-        score(shards, parts[name], folder / name, cache_of(run.config))
+        score(shards, parts[name], folder / name, cache_of(run.config), may_commit=run.check)
+        run.check()
         shutil.rmtree(parts[name])
 
 
@@ -185,6 +189,7 @@ def report(run: Run) -> None:
     """Write tables, figures and pictures of the run."""
     from pipeline.report.document import write_report
 
+    run.check()
     write_report([run.path], run.path / "report")
 
 

@@ -111,12 +111,14 @@ def score(
     out_dir: str | Path,
     cache: Cache | None = None,
     algorithm: str = "mrrcnn",
+    may_commit: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Return the metrics of all ranks' results together; {} for shards without annotations.
 
     Writes `coco_results.json` (by image id, then as detected), `metrics.json`, and `source.json`: which
     weights, shards and test settings they belong to. Without annotations there is no metrics.json but
     the zip that the COCO server takes, with `algorithm` in its name, checked against the server's format.
+    `may_commit` is asked before anything is written, and raises where a newer attempt has begun.
 
     Raises:
         BadInput: parts of different detections, or an image that no part or more than one covers.
@@ -125,6 +127,7 @@ def score(
     source, results = merge_parts(Path(parts_dir), [entry["image_id"] for entry in dataset.entries])
     if source["dataset"] != dataset.hash:
         raise BadInput(f"{parts_dir}: was detected on other shards than {shards}; run the evaluation again")
+    may_commit()
     out.mkdir(parents=True, exist_ok=True)
     _write_results(out / "coco_results.json", results)
     _write_readable(out / "source.json", {**source, "shards": absolute(shards)})
@@ -133,6 +136,7 @@ def score(
         _write_checked_zip(out, dataset, results, algorithm)
         return {}
     metrics = measure(dataset.to_coco(), results, Test(**source["test"]).scorer)
+    may_commit()
     _write_readable(out / "metrics.json", metrics)
     return metrics
 

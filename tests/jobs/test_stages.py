@@ -14,7 +14,7 @@ from jobs.errors import Stopped
 from jobs.inputs import NEEDS
 from jobs.ledger import Ledger
 from jobs.stages import run_pipeline
-from pipeline.lease import LeaseHeld, acquire
+from pipeline.lease import LeaseHeld, StaleAttempt, acquire
 from shards.errors import BadInput
 from tests.jobs.stage_bench import ALL, Bench, SilentTracker
 
@@ -330,6 +330,16 @@ def test_a_run_on_a_cluster_shards_there_too(bench, monkeypatch, launcher, addre
     config = parse_config(bench.tree, "test")
     jobs.stages.shard(SimpleNamespace(config=config, path=bench.run_dir, launcher=launcher, address=address))
     assert seen == [("auto", None) if there else None] * 2
+
+
+def test_a_driver_that_was_replaced_writes_no_report(bench, monkeypatch):
+    monkeypatch.setattr("pipeline.report.document.write_report", lambda *_: pytest.fail("written"))
+    for _ in range(2):
+        with acquire(bench.run_dir):
+            pass
+    run = jobs.stages.Run(None, bench.run_dir, 1, 1, "local", None, (1,), None, None)
+    with pytest.raises(StaleAttempt, match="attempt 2"):
+        jobs.stages.report(run)
 
 
 def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(bench, monkeypatch):

@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline import evaluate
 from pipeline.evaluate import check_categories, detect_images, measure, score
+from pipeline.lease import StaleAttempt
 from pipeline.scoring.coco_ap import evaluate_kind, prepare_annotations
 from pipeline.scoring.huddled import huddled_ids
 from shards.errors import BadInput
@@ -272,6 +273,22 @@ def test_score_writes_the_form_that_scripts_rely_on(fakes, tmp_path):
         truth.dataset = shards.to_coco()
         truth.createIndex()
         truth.loadRes(str(tmp_path / "out/coco_results.json"))
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_scoring_that_was_replaced_writes_no_more(fakes, tmp_path, allowed):
+    """At its begin, or in the minutes between the results and their AP."""
+    run, answers = fakes[0], [None] * allowed
+
+    def may_commit():
+        if not answers:
+            raise StaleAttempt
+        answers.pop()
+
+    with pytest.raises(StaleAttempt):
+        score("shards", run("parts", 1), tmp_path / "out", may_commit=may_commit)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert (tmp_path / "out" / "coco_results.json").exists() == bool(allowed)
 
 
 def test_result_is_xywh_in_pixels_and_rle_with_string_counts(fakes):
