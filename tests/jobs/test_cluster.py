@@ -139,6 +139,10 @@ def test_a_lost_node_a_node_that_comes_back_and_a_stopped_job(cluster, tiny, tmp
     assert "is running it already; no other is started" in follower
     assert "workers: starting 1 of 2" in follower and second.returncode == 1
     check_samples(samples, tiny)
+    last = f"step-{lines(samples)[-1]['step']:09d}"
+    assert (checkpoints / last).is_dir(), "a stopped job saves its last step"
+    with at_a_terminal(words, environment, "/") as (process, output, _):
+        wait_until(lambda: f"checkpoints/{last}" in output(), process, output)
     for secret in (SECRET, cluster.token.read_text()):
         assert secret not in said + follower
         assert [path for path in holding(secret, cluster.folder, run) if path != cluster.token] == []
