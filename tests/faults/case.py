@@ -8,11 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from jobs.ledger import Ledger
+from jobs.stages import STAGES
+from pipeline.evaluations import results_of
+from pipeline.tracking.tracker import flatten
 from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
 from tests.faults.watch import MARK, exit_code, nothing_left
@@ -23,6 +28,8 @@ NETWORKS = ("baseline", "control", "refined")
 # Enough that sharding takes processes of its own, and small enough to be drawn in seconds.
 TRAIN_IMAGES, VAL_IMAGES, SIZE = 1100, 50, 64
 ITERS, CHECKPOINT_EVERY, LOG_EVERY = 10, 3, 2
+# Of the baseline in whole pipelines: what an evaluating process is killed beside.
+EVAL_EVERY = 5
 MODEL = {
     "backbone": "resnet18", "norm": "group", "trainable_layers": 5, "fpn_channels": 16, "box_head_dim": 16,
     "mask_head_channels": 16, "anchor_sizes": [8, 16, 32, 64, 128], "min_size": 64, "max_size": 64,
@@ -72,7 +79,9 @@ class Pipeline(Runs):
         folder.mkdir(parents=True, exist_ok=True)
         write_synthetic(folder / "train", images=TRAIN_IMAGES, seed=1, size=SIZE)
         write_synthetic(folder / "val", images=1, seed=2, size=SIZE)
-        (folder / "config.yaml").write_text(yaml.safe_dump(_config(folder)))
+        config = _config(folder)
+        config["train"]["baseline"] = {**SCHEDULE, "eval_every": EVAL_EVERY}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
         subprocess.run([sys.executable, "-c", EMPTY_STORE, str(folder / "empty.db")], check=True)
         return cls(folder)
 
@@ -170,7 +179,8 @@ def products(run: Path) -> dict[str, str]:
         found |= trained(run, stage)
     for name in NETWORKS:
         found[f"results {name}"] = _sha(run / "evaluate" / name / "coco_results.json")
-    return found
+    found["best baseline"] = _sha(run / "baseline" / "best.safetensors")
+    return found | {"evaluations baseline": _hash(results_of(run / "baseline"))}
 
 
 def series(run: Path, stage: str) -> list[dict]:
@@ -181,26 +191,43 @@ def series(run: Path, stage: str) -> list[dict]:
 
 
 def untold(run: Path) -> list[str]:
-    """Return in what MLflow's store differs from the run's own logs: every point once, one run a stage."""
-    wrong = []
+    """Return in what MLflow differs from the run's own files: one finished run a stage, every point once."""
     with sqlite3.connect(run.parent / f"{run.name}.db") as store:
-        stages = store.execute("SELECT value, run_uuid FROM tags WHERE key = 'mrrcnn.stage'").fetchall()
-        if len(stages) != len({stage for stage, _ in stages}):
-            wrong.append(f"MLflow has {len(stages)} runs for {len({stage for stage, _ in stages})} stages")
-        for stage, run_id in stages:
-            if stage in TRAINED:
-                query = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key != 'images_per_s'"
-                told = sorted(store.execute(query, (run_id,)).fetchall())
-                if told != sorted(_points(series(run, stage))):
-                    wrong.append(f"MLflow's points of {stage} are not those of its log")
-        missing = set(TRAINED) - {stage for stage, _ in stages}
-    return wrong + [f"MLflow has no run of {stage}" for stage in sorted(missing)]
+        runs = store.execute(RUNS).fetchall()
+        told = {stage: _told(store, run_id) for stage, _, run_id in runs}
+    count = Counter(stage for stage, _, _ in runs)
+    wrong = [f"MLflow has {count[stage]} runs of {stage}" for stage in STAGES if count[stage] != 1]
+    wrong += [f"MLflow's run of {stage} is {status}" for stage, status, _ in runs if status != "FINISHED"]
+    expected = {stage: _trained_points(run, stage) for stage in TRAINED}
+    expected["evaluate"] = _evaluated_points(run)
+    differing = [stage for stage in expected if told.get(stage) != sorted(expected[stage])]
+    return wrong + [f"MLflow's points of {stage} are not those of its files" for stage in differing]
 
 
-def _points(lines: list[dict]) -> list[tuple[str, int, float]]:
-    return [
-        (key, line["step"], float(value)) for line in lines for key, value in line.items() if key != "step"
-    ]
+RUNS = "SELECT value, status, run_uuid FROM tags JOIN runs USING (run_uuid) WHERE key = 'mrrcnn.stage'"
+Points = list[tuple[str, int, float]]
+
+
+def _told(store: sqlite3.Connection, run_id: str) -> Points:
+    query = "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key != 'images_per_s'"
+    return sorted(store.execute(query, (run_id,)).fetchall())
+
+
+def _trained_points(run: Path, stage: str) -> Points:
+    evaluated = [{"val": result, "step": result.pop("step")} for result in results_of(run / stage)]
+    return [point for line in (*series(run, stage), *evaluated) for point in _points(line, line.pop("step"))]
+
+
+def _evaluated_points(run: Path) -> Points:
+    files = {name: run / "evaluate" / name / "metrics.json" for name in NETWORKS}
+    found = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+    for metrics in found.values():
+        metrics.pop("per_category", None)
+    return _points(found, Ledger.load(run).tree["stages"].get("evaluate", {}).get("attempt", 0))
+
+
+def _points(tree: dict, step: int) -> Points:
+    return [(key, step, float(value)) for key, value in flatten(tree).items() if value is not None]
 
 
 def _sha(path: Path) -> str:

@@ -21,9 +21,11 @@ from tests.faults.watch import LOOK_S, Patience, nothing_left, orphans
 from tests.faults.watch import kill as kill_process
 
 TARGETS = ("worker", "driver", "raylet", "host")
+# Ranks under Ray and torchrun, processes that shard, and the one that evaluates beside training.
+WORKERS = ("RayTrainWorker", "-m jobs.launching.worker", "multiprocessing.spawn", "-m pipeline.evaluating")
 PHASES = ("shard", "step", "checkpoint", "switch", "evaluate")
 # How long after its sign a kill comes, at most: about as long as the thing takes.
-SPREAD_S = {"shard": 3.0, "step": 0.5, "checkpoint": 0.02, "switch": 6.0, "evaluate": 2.0}
+SPREAD_S = {"shard": 3.0, "step": 0.5, "checkpoint": 0.02, "switch": 6.0, "evaluate": 5.0}
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Hit:
     def loss(self, run: Path) -> tuple[int, str]:
         """Return how many steps were done again after it, and what is wrong with that, if anything."""
         stage = run / self.kill.stage
-        if self.kill.phase not in ("step", "checkpoint") or _claim(stage) == self.claim:
+        if self.kill.stage not in TRAINED or _claim(stage) == self.claim:
             return 0, ""
         said = log_of(run).read_bytes()[self.logged :].decode(errors="replace")
         resumed = re.search(rf"resumed from {re.escape(str(stage))}/checkpoints/step-(\d+)", said)
@@ -246,8 +248,7 @@ def victims(process: Popen, kill: Kill) -> list[psutil.Process]:
 def _is(target: str, name: str) -> bool:
     if target == "raylet":
         return name.split(" ")[0].endswith("/raylet")
-    worker = "RayTrainWorker" in name or "-m jobs.launching.worker" in name or "multiprocessing.spawn" in name
-    return worker and "torch.distributed.run" not in name
+    return any(kind in name for kind in WORKERS) and "torch.distributed.run" not in name
 
 
 def _name(process: psutil.Process) -> str:

@@ -50,7 +50,10 @@ def lose_tracker(folder: Path, say: Callable[[str], None]) -> list[str]:
             f"{'something' if before else 'nothing'} missing in MLflow, after sync "
             f"{'; '.join(wrong) or 'every point exactly once'}"
         )
-        faults += [f"server dead at the {name}: {item}" for item in wrong + ([] if same else ["result"])]
+        wrong += [] if same else ["result"]
+        # Else the server had not been dead when there was something to tell.
+        wrong += [] if before else ["nothing was missing"]
+        faults += [f"server dead at the {name}: {item}" for item in wrong]
     return faults
 
 

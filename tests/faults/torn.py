@@ -12,6 +12,7 @@ from tests.faults.kills import Kill, steps, strike
 from tests.faults.watch import end, orphans, wait_for
 
 CUTS = {"0": 0.0, "1 byte": 1, "half": 0.5, "end - 1": -1}
+TORN_SNAPSHOT = '{"ray_version": '
 Say = Callable[[str], None]
 
 
@@ -77,17 +78,18 @@ def _ray_and_newest(stage: OneStage, run: Path, calm: Path, say: Say) -> list[st
     # Where the second attempt's first start will keep its own; Ray cannot start from a torn one.
     snapshot = run / ".jobs" / "baseline-2" / "ray" / "baseline-2-0" / "checkpoint_manager_snapshot.json"
     snapshot.parent.mkdir(parents=True)
-    snapshot.write_text('{"ray_version": ')
+    snapshot.write_text(TORN_SNAPSHOT)
     newest = newest_checkpoint(run / "baseline" / "checkpoints")
     _cut(newest / "weights.safetensors", 0.5)
     stage.finish(run, "ray")
+    read = snapshot.exists() and snapshot.read_text() == TORN_SNAPSHOT
     same = trained(run) == trained(calm)
     told = f"{newest.name} is broken: weights.safetensors differ" in log_of(run).read_text()
-    say(
-        f"a torn snapshot of Ray's planted and the newest checkpoint cut: "
-        f"{'told, ' if told else 'NOT TOLD, '}{'all the same' if same else 'DIFFERS'}"
-    )
-    return [] if same and told else ["a run with a torn snapshot of Ray's and a torn newest checkpoint"]
+    say(f"a torn snapshot laid where Ray looks: {'STILL THERE' if read else 'deleted before it does'}")
+    verdict = f"{'told' if told else 'NOT TOLD'}, {'all the same' if same else 'DIFFERS'}"
+    say(f"the newest checkpoint cut: {verdict}")
+    broken = read or not told or not same
+    return ["a run with a torn snapshot of Ray's and a torn newest checkpoint"] if broken else []
 
 
 def torn(path: Path) -> Iterator[tuple[str, Path]]:
