@@ -94,11 +94,27 @@ class Ledger:
         self.tree["stages"][stage].update(state="failed", reason=reason)
         self.save()
 
-    def forget(self, stages: list[str]) -> None:
-        """Note that stages are to be done again; what they have written may be deleted from now on."""
+    def redoing(self) -> list[str]:
+        """Return the stages that `--redo` has begun anew since the pipeline last came to its end."""
+        return self.tree.get("redo", [])
+
+    def forget(self, stages: list[str], redo: str | None = None) -> None:
+        """Note that stages are to be done again; what they have written may be deleted from now on.
+
+        The `redo` that asked for it is noted with the same write: a kill makes it forget nothing twice.
+        """
         for stage in stages:
             self.tree["stages"][stage] = {"state": "forgotten"}
+        if redo is not None and redo not in self.redoing():
+            self.tree["redo"] = [*self.redoing(), redo]
         if stages:
+            self.save()
+
+    def end_redo(self, stages: list[str]) -> None:
+        """Note that all of these stages are done: another `--redo` of one of them begins it anew."""
+        left = [stage for stage in self.redoing() if stage not in stages]
+        if left != self.redoing():
+            self.tree["redo"] = left
             self.save()
 
     def track(self, tracking: Values) -> None:

@@ -73,7 +73,8 @@ def run_pipeline(
         workers: number of ranks.
         launcher: see `jobs.launching.launch.launch`.
         address: of a running Ray cluster; None starts a private one.
-        redo: a stage to do again, with all that depends on it.
+        redo: a stage to do again, with all that depends on it; given again before the pipeline has come to
+            its end, it goes on like any call.
         min_workers: a cluster that has lost nodes goes on with as many workers as it has room for, if these
             are legal and not fewer, and takes on more when it can; None: it waits for all of them.
         stages: only these; None: all.
@@ -98,10 +99,12 @@ def run_pipeline(
         _make_ready(path, config, ledger, redo)
         with tracking(config, path, ledger, lease.attempt) as tracker:
             run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker, lender)
-            for stage, work in STAGES.items():
-                if stages is None or stage in stages:
-                    _do_once(run, stage, work)
+            asked = [stage for stage in STAGES if stages is None or stage in stages]
+            for stage in asked:
+                _do_once(run, stage, STAGES[stage])
         shutil.rmtree(path / ".jobs", ignore_errors=True)
+        # Last: whoever is killed before this, and tried again with its --redo, finds all done.
+        ledger.end_redo(asked)
 
 
 def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) -> None:
@@ -110,7 +113,9 @@ def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) ->
     if ledger.recovered:
         say(ledger.recovered)
     again = stages_to_redo(config, path, ledger, redo)
-    ledger.forget(again)
+    if redo in ledger.redoing() and redo not in again:
+        say(f"--redo {redo}: goes on; it begins anew only once the pipeline has come to its end")
+    ledger.forget(again, redo)
     for stage in again:
         discard(path, stage)
     write_atomic(path / "config.yaml", redact(dump_config(config)).encode())

@@ -66,6 +66,18 @@ def test_failed_and_forgotten_stages(tmp_path, ledger):
     assert Ledger.load(tmp_path).state("baseline") == "forgotten"
 
 
+def test_a_redo_is_noted_with_the_forgetting_and_until_the_pipelines_end(tmp_path, ledger):
+    assert "redo" not in ledger.tree, "as ledgers from before it have none"
+    assert ledger.redoing() == []
+    ledger.forget(["shard"], "shard")
+    ledger.forget(["baseline"], "baseline")
+    ledger.forget(["shard"], "shard")
+    again = Ledger.load(tmp_path)
+    assert again.redoing() == ["shard", "baseline"] and again.state("baseline") == "forgotten"
+    again.end_redo(["shard", "refine"])
+    assert Ledger.load(tmp_path).redoing() == ["baseline"]
+
+
 def test_keys_are_sorted_so_that_equal_ledgers_are_equal_files(tmp_path, ledger):
     text = (tmp_path / "ledger.json").read_text()
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=1) + "\n"
