@@ -62,6 +62,15 @@ class Ledger:
         """Return the value of every input that a stage was begun with; empty if it never was."""
         return self.tree["stages"].get(stage, {}).get("inputs", {})
 
+    def name(self, stage: str) -> str:
+        """Return what tells a stage that was begun from all others: stable while it goes on.
+
+        The hash of its inputs, and for one that was begun after it had been forgotten also the attempt that
+        began it: the same inputs again are another training.
+        """
+        entry = self.tree["stages"][stage]
+        return entry["input_hash"] + (f"-{entry['attempt']}" if entry.get("anew") else "")
+
     def outputs(self, stage: str) -> Values:
         """Return the hash of every output of a finished stage; empty otherwise."""
         return self.tree["stages"].get(stage, {}).get("outputs", {})
@@ -72,10 +81,12 @@ class Ledger:
         The attempt that first began it from them stays with it: what is told of it twice is told alike.
         """
         first = self.tree["stages"].get(stage, {})
+        goes_on = first.get("inputs") == inputs
         self.tree["attempt"] = attempt
         self.tree["stages"][stage] = {
             "state": "running",
-            "attempt": first["attempt"] if first.get("inputs") == inputs else attempt,
+            "attempt": first["attempt"] if goes_on else attempt,
+            "anew": first.get("anew", False) if goes_on else first.get("state") == "forgotten",
             "inputs": inputs,
             "input_hash": hash_of(inputs),
             "outputs": {},

@@ -21,9 +21,9 @@ from jobs.console import say
 from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launching.launch import launch
-from jobs.ledger import Ledger, hash_of
+from jobs.ledger import Ledger
 from jobs.summary import showing_findings
-from jobs.track import note_results, tracking
+from jobs.track import note_begin, note_results, tracking
 from pipeline.lease import acquire, check_attempt
 from shards.storage.files import write_atomic
 from shards.storage.remote import absolute
@@ -222,7 +222,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
         if run.tracker.has_lost_events():
-            run.tracker.stage_started(stage, run.attempt, hash_of(run.ledger.inputs(stage)))
+            note_begin(run.tracker, run.ledger, stage, run.attempt)
             note_results(run.tracker, run.config, run.path, run.ledger, stage)
         return say(f"{stage}: done already")
     if state == "forgotten":
@@ -232,7 +232,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     if run.lender is not None and _borrow(run, stage, inputs):
         return say(f"{stage}: done already in {run.lender}")
     run.ledger.begin(stage, inputs, run.attempt)
-    run.tracker.stage_started(stage, run.attempt, hash_of(inputs))
+    note_begin(run.tracker, run.ledger, stage, run.attempt)
     say(f"{stage}: {'going on' if state in ('running', 'failed') else 'starting'}")
     try:
         work(run)
