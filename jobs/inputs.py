@@ -77,12 +77,13 @@ def _schedule(name: str, config: Config, keys: Values, outputs: Values) -> Value
 def stages_to_redo(config: Config, run_dir: Path, ledger: Ledger, redo: str | None) -> list[str]:
     """Return the stages whose results no longer hold, in order: asked for, or what `test.*` changes.
 
-    With `redo`, changes that concern that stage or a later one are accepted.
+    With `redo`, changes that concern that stage or a later one are accepted. A redo that was begun and has
+    not come to the pipeline's end goes on: it costs only what has changed or been lost since.
 
     Raises:
         BadInput: a change would throw training away; names the key and `--redo STAGE`.
     """
-    again = _with_dependents(redo) if redo else set()
+    again = _with_dependents(redo) if redo and redo not in ledger.redoing() else set()
     accepted = list(NEEDS)[list(NEEDS).index(redo) :] if redo else []
     for stage in NEEDS:
         before = ledger.inputs(stage)
@@ -95,8 +96,8 @@ def stages_to_redo(config: Config, run_dir: Path, ledger: Ledger, redo: str | No
             again |= _with_dependents(stage)
         elif changed:
             raise BadInput(_refusal(run_dir, stage, changed, before, now))
-        elif ledger.state(stage) == "done":
-            _check_outputs(run_dir, config, ledger, stage)
+        elif ledger.state(stage) == "done" and _is_lost(run_dir, config, ledger, stage, redo):
+            again |= _with_dependents(stage)
     return [stage for stage in NEEDS if stage in again]
 
 
@@ -174,6 +175,17 @@ def file_hash(path: str | None) -> str | None:
         raise BadInput(
             f"{shown(path)}: cannot be read ({error.strerror or error}); correct the path in the config"
         ) from None
+
+
+def _is_lost(run_dir: Path, config: Config, ledger: Ledger, stage: str, redo: str | None) -> bool:
+    try:
+        _check_outputs(run_dir, config, ledger, stage)
+    except BadInput:
+        # To do the stage again is what the line asks for: then it may not only go on.
+        if stage != redo:
+            raise
+        return True
+    return False
 
 
 def _check_outputs(run_dir: Path, config: Config, ledger: Ledger, stage: str) -> None:

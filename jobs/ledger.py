@@ -62,6 +62,15 @@ class Ledger:
         """Return the value of every input that a stage was begun with; empty if it never was."""
         return self.tree["stages"].get(stage, {}).get("inputs", {})
 
+    def name(self, stage: str) -> str:
+        """Return what tells a stage that was begun from all others: stable while it goes on.
+
+        The hash of its inputs, and for one that was begun after it had been forgotten also the attempt that
+        began it: the same inputs again are another training.
+        """
+        entry = self.tree["stages"][stage]
+        return entry["input_hash"] + (f"-{entry['attempt']}" if entry.get("anew") else "")
+
     def outputs(self, stage: str) -> Values:
         """Return the hash of every output of a finished stage; empty otherwise."""
         return self.tree["stages"].get(stage, {}).get("outputs", {})
@@ -72,10 +81,12 @@ class Ledger:
         The attempt that first began it from them stays with it: what is told of it twice is told alike.
         """
         first = self.tree["stages"].get(stage, {})
+        goes_on = first.get("inputs") == inputs
         self.tree["attempt"] = attempt
         self.tree["stages"][stage] = {
             "state": "running",
-            "attempt": first["attempt"] if first.get("inputs") == inputs else attempt,
+            "attempt": first["attempt"] if goes_on else attempt,
+            "anew": first.get("anew", False) if goes_on else first.get("state") == "forgotten",
             "inputs": inputs,
             "input_hash": hash_of(inputs),
             "outputs": {},
@@ -94,11 +105,27 @@ class Ledger:
         self.tree["stages"][stage].update(state="failed", reason=reason)
         self.save()
 
-    def forget(self, stages: list[str]) -> None:
-        """Note that stages are to be done again; what they have written may be deleted from now on."""
+    def redoing(self) -> list[str]:
+        """Return the stages that `--redo` has begun anew since the pipeline last came to its end."""
+        return self.tree.get("redo", [])
+
+    def forget(self, stages: list[str], redo: str | None = None) -> None:
+        """Note that stages are to be done again; what they have written may be deleted from now on.
+
+        The `redo` that asked for it is noted with the same write: a kill makes it forget nothing twice.
+        """
         for stage in stages:
             self.tree["stages"][stage] = {"state": "forgotten"}
+        if redo is not None and redo not in self.redoing():
+            self.tree["redo"] = [*self.redoing(), redo]
         if stages:
+            self.save()
+
+    def end_redo(self, stages: list[str]) -> None:
+        """Note that all of these stages are done: another `--redo` of one of them begins it anew."""
+        left = [stage for stage in self.redoing() if stage not in stages]
+        if left != self.redoing():
+            self.tree["redo"] = left
             self.save()
 
     def track(self, tracking: Values) -> None:

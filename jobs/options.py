@@ -38,7 +38,11 @@ MinWorkers = Annotated[
     ),
 ]
 Redo = Annotated[
-    Stage | None, typer.Option(help="Do this stage and what depends on it again.", show_default="none")
+    Stage | None,
+    typer.Option(
+        help="Do this stage and what depends on it again; until the pipeline's end it goes on.",
+        show_default="none",
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write to; made if absent.")]
 Checkpoint = Annotated[Path, typer.Argument(help="A weights.safetensors of a run.")]

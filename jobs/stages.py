@@ -21,9 +21,9 @@ from jobs.console import say
 from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launching.launch import launch
-from jobs.ledger import Ledger, hash_of
+from jobs.ledger import Ledger
 from jobs.summary import showing_findings
-from jobs.track import note_results, tracking
+from jobs.track import note_begin, note_results, tracking
 from pipeline.lease import acquire, check_attempt
 from shards.storage.files import write_atomic
 from shards.storage.remote import absolute
@@ -77,7 +77,8 @@ def run_pipeline(
         workers: number of ranks.
         launcher: see `jobs.launching.launch.launch`.
         address: of a running Ray cluster; None starts a private one.
-        redo: a stage to do again, with all that depends on it.
+        redo: a stage to do again, with all that depends on it; given again before the pipeline has come to
+            its end, it goes on like any call.
         min_workers: a cluster that has lost nodes goes on with as many workers as it has room for, if these
             are legal and not fewer, and takes on more when it can; None: it waits for all of them.
         stages: only these; None: all.
@@ -102,10 +103,12 @@ def run_pipeline(
         _make_ready(path, config, ledger, redo)
         with tracking(config, path, ledger, lease.attempt) as tracker:
             run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker, lender)
-            for stage, work in STAGES.items():
-                if stages is None or stage in stages:
-                    _do_once(run, stage, work)
+            asked = [stage for stage in STAGES if stages is None or stage in stages]
+            for stage in asked:
+                _do_once(run, stage, STAGES[stage])
         shutil.rmtree(path / ".jobs", ignore_errors=True)
+        # Last: whoever is killed before this, and tried again with its --redo, finds all done.
+        ledger.end_redo(asked)
 
 
 def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) -> None:
@@ -114,7 +117,9 @@ def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) ->
     if ledger.recovered:
         say(ledger.recovered)
     again = stages_to_redo(config, path, ledger, redo)
-    ledger.forget(again)
+    if redo in ledger.redoing() and redo not in again:
+        say(f"--redo {redo}: goes on; it begins anew only once the pipeline has come to its end")
+    ledger.forget(again, redo)
     for stage in again:
         discard(path, stage)
     write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
@@ -222,7 +227,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
         if run.tracker.has_lost_events():
-            run.tracker.stage_started(stage, run.attempt, hash_of(run.ledger.inputs(stage)))
+            note_begin(run.tracker, run.ledger, stage, run.attempt)
             note_results(run.tracker, run.config, run.path, run.ledger, stage)
         return say(f"{stage}: done already")
     if state == "forgotten":
@@ -232,7 +237,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     if run.lender is not None and _borrow(run, stage, inputs):
         return say(f"{stage}: done already in {run.lender}")
     run.ledger.begin(stage, inputs, run.attempt)
-    run.tracker.stage_started(stage, run.attempt, hash_of(inputs))
+    note_begin(run.tracker, run.ledger, stage, run.attempt)
     say(f"{stage}: {'going on' if state in ('running', 'failed') else 'starting'}")
     try:
         work(run)

@@ -47,6 +47,15 @@ def closing(tracker: Any) -> Iterator[None]:
         tracker.close(patience_s, status)
 
 
+def note_begin(tracker: Any, ledger: Ledger, stage: str, attempt: int) -> None:
+    """Note that a stage begins or goes on, and as its parameters all that its result depends on.
+
+    The pipeline's own parameters are those it was first given: MLflow changes none.
+    """
+    tracker.stage_started(stage, attempt, ledger.name(stage))
+    tracker.log_params(ledger.inputs(stage), stage)
+
+
 def note_results(tracker: Any, config: Config, run_dir: Path, ledger: Ledger, stage: str) -> None:
     """Note what a finished stage made: data set, weights, AP or report."""
     if stage in ("baseline", "refine", "control"):

@@ -34,7 +34,8 @@ def submit(
 ) -> int:
     """Return the exit code of `mrrcnn run` on the cluster, after showing its log to the end.
 
-    While a job of the same command is alive, it is followed and no other is started.
+    While a job of the same command is alive, it is followed and no other is started. A `redo` that the
+    directory's last job has done is not begun anew unasked: whoever was away could not know.
 
     Args:
         config: resolved here, so that the job sees no overrides.
@@ -45,7 +46,8 @@ def submit(
 
     Raises:
         BadInput: a relative path, which means another place on the cluster; a password that would be
-            shown with the job; nobody at the address; or a live job of the directory that does otherwise.
+            shown with the job; nobody at the address; a live job of the directory that does otherwise; or
+            a redo that was done.
         JobFailed: the job server has gone.
     """
     check_sources(config)
@@ -55,8 +57,10 @@ def submit(
     words = entrypoint(run_dir, workers, redo, min_workers)
     text = dump_config(config)
     label = {RUN_DIR: run_dir, COMMAND: hashlib.sha256(f"{words}\n{text}".encode()).hexdigest()[:16]}
-    name = _live(client, label) or _start(client, words, text, label)
-    return follow(Job(client, name, redact(address)))
+    name = _live(client, label)
+    if name is None and redo is not None:
+        _check_not_done(client, label, redo, redact(address))
+    return follow(Job(client, name or _start(client, words, text, label), redact(address)))
 
 
 def entrypoint(run_dir: str, workers: int, redo: str | None = None, min_workers: int | None = None) -> str:
@@ -152,6 +156,17 @@ def _live(client: Any, label: dict[str, str]) -> str | None:
         say(f"{label[RUN_DIR]}: job {job.submission_id} is running it already; no other is started")
         return job.submission_id
     return None
+
+
+def _check_not_done(client: Any, label: dict[str, str], redo: str, address: str) -> None:
+    jobs = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN_DIR) == label[RUN_DIR]]
+    last = max(jobs, key=lambda job: job.start_time or 0, default=None)
+    if last and last.metadata.get(COMMAND) == label[COMMAND] and str(last.status) == "SUCCEEDED":
+        name = last.submission_id
+        raise BadInput(
+            f"{label[RUN_DIR]}: job {name} has done this --redo {redo} to its end; leave it out, or, to do "
+            f"it once more, first: ray job delete {name} --address {address}"
+        )
 
 
 def _backend() -> str:

@@ -93,7 +93,7 @@ class Tracker:
         return bool(self._damage)
 
     def stage_started(self, stage: str, attempt: int, inputs: str = "") -> None:
-        """Note that a stage begins or goes on; other `inputs` (its input hash) make another child run."""
+        """Note that a stage begins or goes on; another `inputs`, its training's name, makes another run."""
         self._append("started", stage=stage, attempt=attempt, inputs=inputs)
 
     def stage_finished(self, stage: str, status: str = "FINISHED") -> None:

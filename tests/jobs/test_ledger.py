@@ -58,12 +58,42 @@ def test_a_stage_keeps_the_attempt_that_began_it_until_its_inputs_change_or_it_i
     assert attempt({"a": 2}, 7) == 7
 
 
+def test_a_stage_has_one_name_while_it_goes_on_and_another_when_it_is_begun_anew(tmp_path, ledger):
+    """By it MLflow tells trainings apart: a redo from the same inputs must not get its curve into the old."""
+
+    def name(attempt):
+        ledger.begin("refine", {"a": 1}, attempt)
+        return Ledger.load(tmp_path).name("refine")
+
+    first = name(4)
+    assert first == name(5) == hash_of({"a": 1}), "as runs from before redos were told apart have it"
+    ledger.forget(["refine"])
+    again = name(6)
+    assert again == name(7) != first
+    ledger.forget(["refine"])
+    assert name(8) not in (first, again)
+    del ledger.tree["stages"]["shard"]["anew"]
+    assert ledger.name("shard") == hash_of({"data.on_bad": "fail"}), "as ledgers from before it have none"
+
+
 def test_failed_and_forgotten_stages(tmp_path, ledger):
     ledger.begin("baseline", {}, 3)
     ledger.fail("baseline", "no memory")
     assert Ledger.load(tmp_path).state("baseline") == "failed"
     ledger.forget(["baseline", "refine"])
     assert Ledger.load(tmp_path).state("baseline") == "forgotten"
+
+
+def test_a_redo_is_noted_with_the_forgetting_and_until_the_pipelines_end(tmp_path, ledger):
+    assert "redo" not in ledger.tree, "as ledgers from before it have none"
+    assert ledger.redoing() == []
+    ledger.forget(["shard"], "shard")
+    ledger.forget(["baseline"], "baseline")
+    ledger.forget(["shard"], "shard")
+    again = Ledger.load(tmp_path)
+    assert again.redoing() == ["shard", "baseline"] and again.state("baseline") == "forgotten"
+    again.end_redo(["shard", "refine"])
+    assert Ledger.load(tmp_path).redoing() == ["baseline"]
 
 
 def test_keys_are_sorted_so_that_equal_ledgers_are_equal_files(tmp_path, ledger):

@@ -42,6 +42,7 @@ class Client:
         job = SimpleNamespace(
             submission_id=name, metadata=metadata, status=status, driver_exit_code=None, message=None
         )
+        job.start_time = len(self.jobs) + 1
         self.jobs.append(job)
         return job
 
@@ -136,6 +137,21 @@ def test_a_live_job_with_other_settings_is_named(client):
     with pytest.raises(BadInput, match=rf"job {client.jobs[0].submission_id} is running it with other set"):
         submit(CONFIG, "/nfs/run", 2, HEAD)
     assert submit(CONFIG, "/nfs/other", 2, HEAD) == 0
+
+
+def test_a_redo_that_ended_while_nobody_looked_is_not_begun_anew_unasked(client):
+    client.code = 1
+    submit(CONFIG, "/nfs/run", 4, HEAD, "refine")
+    client.code = 0
+    assert submit(CONFIG, "/nfs/run", 4, HEAD, "refine") == 0, "the first had failed: the second goes on"
+    done = client.jobs[1].submission_id
+    with pytest.raises(BadInput, match=rf"job {done} has done this --redo refine .*job delete {done} --a"):
+        submit(CONFIG, "/nfs/run", 4, HEAD, "refine")
+    assert len(client.jobs) == 2
+    submit(CONFIG, "/nfs/run", 4, HEAD)
+    assert submit(CONFIG, "/nfs/run", 4, HEAD, "refine") == 0, "another job came after it"
+    del client.jobs[-1]
+    assert submit(CONFIG, "/nfs/run", 4, HEAD, "refine") == 0, "its job was deleted"
 
 
 def test_of_two_that_submit_at_once_the_second_follows_the_first(client, monkeypatch):

@@ -142,17 +142,21 @@ def wait_until(condition, seconds=20):
 def test_other_inputs_make_another_child_run(uri, run_dir):
     first = Tracker(run_dir, uri)
     first.stage_started("refine", attempt=1, inputs="h1")
+    first.log_params({"lr": 0.1}, "refine")
     write_steps(run_dir, range(1, 6))
     first.stage_finished("refine")
     first.close()
     (run_dir / "refine/metrics.jsonl").unlink()
     second = Tracker(run_dir, uri)
     second.stage_started("refine", attempt=2, inputs="h2")
+    second.log_params({"lr": 0.2}, "refine")
     write_steps(run_dir, range(1, 4))
     second.stage_finished("refine")
     assert second.close()
     assert history(uri, first.state()) == [1, 2, 3, 4, 5]
     assert history(uri, second.state()) == [1, 2, 3]
+    children = [MlflowClient(uri).get_run(one.state()["runs"]["refine"]) for one in (first, second)]
+    assert [child.data.params for child in children] == [{"lr": "0.1"}, {"lr": "0.2"}]
     assert second.state()["runs"]["pipeline"] == first.state()["runs"]["pipeline"]
 
 
