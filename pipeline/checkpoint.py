@@ -6,6 +6,7 @@ and a manifest that verifies is complete, whatever was killed when.
 """
 
 import errno
+import fnmatch
 import json
 import logging
 import os
@@ -19,13 +20,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from shards.errors import BadInput
 from shards.storage.files import flush_path, rename_durably, sha256_of, temporary_beside
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 NAMES = "step-" + 9 * "[0-9]"
-# Not there, or not on the disk any more.
-LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+# Not there. EIO is no verdict on a file: a file server that is away for a minute says so of all of them.
+LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 def save_checkpoint(
@@ -74,29 +76,49 @@ def load_checkpoint(path: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
 
 
 def newest_checkpoint(directory: Path, may_change: Callable[[], None] = lambda: None) -> Path | None:
-    """Return the newest checkpoint that verifies, or None.
+    """Return the newest checkpoint that verifies, or None where there are no checkpoints at all.
 
     Unless `may_change` raises: broken ones are renamed to `broken-...` with a warning that says what is wrong
     and what is used instead, and what was set aside before is deleted then; and what a killed writer has
     left half-done is deleted, because the next checkpoint needs its room.
+
+    Raises:
+        BadInput: there are checkpoints, but none verifies; nothing was renamed or deleted.
+        OSError: one cannot be read, or they cannot be listed, just now.
     """
     broken: list[tuple[Path, str]] = []
     found = None
-    for path in sorted(directory.glob(NAMES), reverse=True):
-        wrong = defects(path)
+    for path in list_checkpoints(directory):
+        wrong = _defects_to_be_mended(path)
         if not wrong:
             found = path
             break
         broken.append((path, wrong))
-    used = f"{found.name} is used instead" if found else "there is no older one, so the stage begins anew"
     if broken or _half_written(directory):
         may_change()
+    if broken and found is None:
+        raise BadInput(_none_whole(directory, broken))
     _clear_half_written(directory)
     for left in directory.glob("broken-*") if broken else ():
         shutil.rmtree(left)
     for path, wrong in broken:
-        log.warning("%s is broken: %s; set aside as %s; %s", path, wrong, _set_aside(path).name, used)
+        aside = _set_aside(path).name
+        log.warning("%s is broken: %s; set aside as %s; %s is used instead", path, wrong, aside, found.name)
     return found
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of a directory, whole or not, the newest first.
+
+    Raises:
+        OSError: it cannot be listed just now, which does not mean that it is empty.
+    """
+    # Not by glob, to which a folder that it may not list is an empty one.
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return [directory / name for name in sorted(fnmatch.filter(names, NAMES), reverse=True)]
 
 
 def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | None = None) -> None:
@@ -107,7 +129,7 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
     the stage's claim may call this: others may still be writing.
     """
     _clear_half_written(directory)
-    newest_first = sorted(directory.glob(NAMES), reverse=True)
+    newest_first = list_checkpoints(directory)
     resumed = next((path for path in newest_first if path == sound or not defects(path)), None)
     if resumed is None:
         return
@@ -124,7 +146,8 @@ def defects(path: Path) -> str:
     """Return what is wrong with a checkpoint, or an empty string when every file verifies.
 
     Raises:
-        OSError: a file cannot be read just now (a stale handle, no right to), which says nothing of it.
+        OSError: a file cannot be read just now (a server that is away, a stale handle, no right to), which
+            says nothing of it.
     """
     try:
         files = _read_manifest(path)["files"]
@@ -137,6 +160,23 @@ def defects(path: Path) -> str:
             raise
         return f"manifest.json or a file it lists cannot be read ({error})"
     return f"{', '.join(sorted(changed))} differ from the manifest" if changed else ""
+
+
+def _defects_to_be_mended(path: Path) -> str:
+    try:
+        return defects(path)
+    except OSError as error:
+        remedy = "repair the file system, or move this checkpoint away and the one before is used"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", error.filename or str(path)) from error
+
+
+def _none_whole(directory: Path, broken: list[tuple[Path, str]]) -> str:
+    newest, wrong = broken[0]
+    return (
+        f"{directory}: none of {len(broken)} checkpoints is whole; of {newest.name}, the newest, {wrong}; "
+        "put back a copy of one, or begin the stage anew: move them away or give "
+        f"--redo {directory.parent.name}"
+    )
 
 
 def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
