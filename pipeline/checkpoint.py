@@ -26,6 +26,8 @@ from shards.storage.files import flush_path, rename_durably, sha256_of, temporar
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 NAMES = "step-" + 9 * "[0-9]"
+WEIGHTS = "weights.safetensors"
+CONTENT = (WEIGHTS, "optimizer.safetensors", "state.json")
 # Not there. EIO is no verdict on a file: a file server that is away for a minute says so of all of them.
 LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
@@ -72,7 +74,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
     """Return (weights, momentum, state) of a checkpoint that `newest_checkpoint` has verified."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors"), state
+    return load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors"), state
 
 
 def newest_checkpoint(directory: Path, may_change: Callable[[], None] = lambda: None) -> Path | None:
@@ -121,6 +123,11 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(fnmatch.filter(names, NAMES), reverse=True)]
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, or of what is named like one."""
+    return int(path.name.removeprefix("step-"))
+
+
 def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | None = None) -> None:
     """Delete what need not be kept, and whatever a killed writer left half-done.
 
@@ -133,7 +140,7 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
     resumed = next((path for path in newest_first if path == sound or not defects(path)), None)
     if resumed is None:
         return
-    regular = {path for path in newest_first if every and _step_of(path) % every == 0}
+    regular = {path for path in newest_first if every and step_of(path) % every == 0}
     spare = [path for path in newest_first[keep:] if path not in {*regular, resumed}]
     for path in spare:
         # First another name: a deletion that is killed must not leave half a checkpoint behind.
@@ -142,8 +149,8 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def defects(path: Path) -> str:
-    """Return what is wrong with a checkpoint, or an empty string when every file verifies.
+def defects(path: Path, content: tuple[str, ...] = CONTENT) -> str:
+    """Return what is wrong with a checkpoint, or with some files of one; an empty string when all verify.
 
     Raises:
         OSError: a file cannot be read just now (a server that is away, a stale handle, no right to), which
@@ -151,10 +158,10 @@ def defects(path: Path) -> str:
     """
     try:
         files = _read_manifest(path)["files"]
-        missing = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(files)
+        missing = set(content) - set(files)
         if missing:
             return f"manifest.json does not list {', '.join(sorted(missing))}"
-        changed = [name for name, print_ in files.items() if _fingerprint(path / name) != print_]
+        changed = [name for name in content if _fingerprint(path / name) != files[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in LOST:
             raise
@@ -180,7 +187,7 @@ def _none_whole(directory: Path, broken: list[tuple[Path, str]]) -> str:
 
 
 def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
-    save_file(_plain(weights), folder / "weights.safetensors")
+    save_file(_plain(weights), folder / WEIGHTS)
     save_file(_plain(momentum), folder / "optimizer.safetensors")
     _write(folder / "state.json", json.dumps(state, sort_keys=True, indent=1))
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
@@ -217,10 +224,6 @@ def _set_aside(path: Path) -> Path:
     target = path.with_name(f"broken-{path.name}")
     os.rename(path, target)
     return target
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def _plain(tensors: Tensors) -> Tensors:
