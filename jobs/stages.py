@@ -25,7 +25,7 @@ from jobs.ledger import Ledger
 from jobs.summary import showing_findings
 from jobs.track import note_begin, note_results, tracking
 from pipeline.lease import acquire, check_attempt
-from shards.storage.files import write_atomic
+from shards.storage.files import clear_temporaries, write_atomic
 from shards.storage.remote import absolute
 from shards.storage.secrets import redact
 
@@ -174,6 +174,7 @@ def evaluate(run: Run) -> None:
     for directory in parts.values():
         # Parts of an attempt with another number of workers would not fit these.
         shutil.rmtree(directory, ignore_errors=True)
+        clear_temporaries(directory.parent)
     weights = {name: str(run.path / EVALUATED[name] / "weights.safetensors") for name in waiting}
     jobs = [{"weights": weights[name], "parts": str(parts[name])} for name in waiting]
     test = run.config.test.model_dump(mode="json")
@@ -195,6 +196,7 @@ def report(run: Run) -> None:
     from pipeline.report.document import write_report
 
     run.check()
+    clear_temporaries(run.path / "report")
     write_report([run.path], run.path / "report")
 
 

@@ -6,6 +6,7 @@ and a manifest that verifies is complete, whatever was killed when.
 """
 
 import errno
+import fnmatch
 import json
 import logging
 import os
@@ -19,13 +20,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from shards.errors import BadInput
 from shards.storage.files import flush_path, rename_durably, sha256_of, temporary_beside
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 NAMES = "step-" + 9 * "[0-9]"
-# Not there, or not on the disk any more.
-LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+WEIGHTS = "weights.safetensors"
+CONTENT = (WEIGHTS, "optimizer.safetensors", "state.json")
+# Not there. EIO is no verdict on a file: a file server that is away for a minute says so of all of them.
+LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 def save_checkpoint(
@@ -70,33 +74,58 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> tuple[Tensors, Tensors, dict[str, Any]]:
     """Return (weights, momentum, state) of a checkpoint that `newest_checkpoint` has verified."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors"), state
+    return load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors"), state
 
 
 def newest_checkpoint(directory: Path, may_change: Callable[[], None] = lambda: None) -> Path | None:
-    """Return the newest checkpoint that verifies, or None.
+    """Return the newest checkpoint that verifies, or None where there are no checkpoints at all.
 
     Unless `may_change` raises: broken ones are renamed to `broken-...` with a warning that says what is wrong
     and what is used instead, and what was set aside before is deleted then; and what a killed writer has
     left half-done is deleted, because the next checkpoint needs its room.
+
+    Raises:
+        BadInput: there are checkpoints, but none verifies; nothing was renamed or deleted.
+        OSError: one cannot be read, or they cannot be listed, just now.
     """
     broken: list[tuple[Path, str]] = []
     found = None
-    for path in sorted(directory.glob(NAMES), reverse=True):
-        wrong = defects(path)
+    for path in list_checkpoints(directory):
+        wrong = _defects_to_be_mended(path)
         if not wrong:
             found = path
             break
         broken.append((path, wrong))
-    used = f"{found.name} is used instead" if found else "there is no older one, so the stage begins anew"
     if broken or _half_written(directory):
         may_change()
+    if broken and found is None:
+        raise BadInput(_none_whole(directory, broken))
     _clear_half_written(directory)
     for left in directory.glob("broken-*") if broken else ():
         shutil.rmtree(left)
     for path, wrong in broken:
-        log.warning("%s is broken: %s; set aside as %s; %s", path, wrong, _set_aside(path).name, used)
+        aside = _set_aside(path).name
+        log.warning("%s is broken: %s; set aside as %s; %s is used instead", path, wrong, aside, found.name)
     return found
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of a directory, whole or not, the newest first.
+
+    Raises:
+        OSError: it cannot be listed just now, which does not mean that it is empty.
+    """
+    # Not by glob, to which a folder that it may not list is an empty one.
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return [directory / name for name in sorted(fnmatch.filter(names, NAMES), reverse=True)]
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, or of what is named like one."""
+    return int(path.name.removeprefix("step-"))
 
 
 def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | None = None) -> None:
@@ -107,11 +136,11 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
     the stage's claim may call this: others may still be writing.
     """
     _clear_half_written(directory)
-    newest_first = sorted(directory.glob(NAMES), reverse=True)
+    newest_first = list_checkpoints(directory)
     resumed = next((path for path in newest_first if path == sound or not defects(path)), None)
     if resumed is None:
         return
-    regular = {path for path in newest_first if every and _step_of(path) % every == 0}
+    regular = {path for path in newest_first if every and step_of(path) % every == 0}
     spare = [path for path in newest_first[keep:] if path not in {*regular, resumed}]
     for path in spare:
         # First another name: a deletion that is killed must not leave half a checkpoint behind.
@@ -120,18 +149,19 @@ def prune_checkpoints(directory: Path, keep: int, every: int = 0, sound: Path | 
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def defects(path: Path) -> str:
-    """Return what is wrong with a checkpoint, or an empty string when every file verifies.
+def defects(path: Path, content: tuple[str, ...] = CONTENT) -> str:
+    """Return what is wrong with a checkpoint, or with some files of one; an empty string when all verify.
 
     Raises:
-        OSError: a file cannot be read just now (a stale handle, no right to), which says nothing of it.
+        OSError: a file cannot be read just now (a server that is away, a stale handle, no right to), which
+            says nothing of it.
     """
     try:
         files = _read_manifest(path)["files"]
-        missing = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(files)
+        missing = set(content) - set(files)
         if missing:
             return f"manifest.json does not list {', '.join(sorted(missing))}"
-        changed = [name for name, print_ in files.items() if _fingerprint(path / name) != print_]
+        changed = [name for name in content if _fingerprint(path / name) != files[name]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in LOST:
             raise
@@ -139,8 +169,25 @@ def defects(path: Path) -> str:
     return f"{', '.join(sorted(changed))} differ from the manifest" if changed else ""
 
 
+def _defects_to_be_mended(path: Path) -> str:
+    try:
+        return defects(path)
+    except OSError as error:
+        remedy = "repair the file system, or move this checkpoint away and the one before is used"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", error.filename or str(path)) from error
+
+
+def _none_whole(directory: Path, broken: list[tuple[Path, str]]) -> str:
+    newest, wrong = broken[0]
+    return (
+        f"{directory}: none of {len(broken)} checkpoints is whole; of {newest.name}, the newest, {wrong}; "
+        "put back a copy of one, or begin the stage anew: move them away or give "
+        f"--redo {directory.parent.name}"
+    )
+
+
 def _write_files(folder: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
-    save_file(_plain(weights), folder / "weights.safetensors")
+    save_file(_plain(weights), folder / WEIGHTS)
     save_file(_plain(momentum), folder / "optimizer.safetensors")
     _write(folder / "state.json", json.dumps(state, sort_keys=True, indent=1))
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
@@ -177,10 +224,6 @@ def _set_aside(path: Path) -> Path:
     target = path.with_name(f"broken-{path.name}")
     os.rename(path, target)
     return target
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 def _plain(tensors: Tensors) -> Tensors:

@@ -16,9 +16,18 @@ import torch
 from safetensors.torch import load_file
 
 from configs.schema import Test
+from pipeline.checkpoint import WEIGHTS, defects, step_of
 from pipeline.child import await_parents_end
 from pipeline.evaluate import check_categories, detect_images, measure
-from pipeline.evaluations import POLL_S, alive_file, mask_ap, result_file, results_of
+from pipeline.evaluations import (
+    POLL_S,
+    alive_file,
+    drop_snapshot,
+    mask_ap,
+    result_file,
+    results_of,
+    snapshots,
+)
 from pipeline.lease import Claim
 from pipeline.model import load_model
 from pipeline.network.paste import paste_runs
@@ -35,7 +44,7 @@ def main() -> None:
     # Once: a later start of the workers writes its own, which is not this process's to act on.
     order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
     while True:
-        waiting = sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
+        waiting = snapshots(folder)
         if not waiting:
             time.sleep(POLL_S)
             continue
@@ -45,7 +54,8 @@ def main() -> None:
 def evaluate_snapshot(folder: Path, snapshot: Path, order: dict[str, Any]) -> None:
     """Leave a snapshot's result, and its weights as STAGE/best.safetensors if no earlier step was as good.
 
-    Killed anywhere and called again, it leaves the same.
+    Killed anywhere and called again, it leaves the same. Weights that are not those of the manifest are
+    deleted with a warning.
 
     Args:
         folder: STAGE/evaluations.
@@ -55,21 +65,30 @@ def evaluate_snapshot(folder: Path, snapshot: Path, order: dict[str, Any]) -> No
     Raises:
         StaleAttempt, Superseded: those who train were started again, and evaluate for themselves.
     """
-    step, stage = int(snapshot.name.removeprefix("step-")), folder.parent
+    step, stage = step_of(snapshot), folder.parent
     claim = Claim(**{**order["claim"], "run_dir": Path(order["claim"]["run_dir"])})
     # A name of this process's own: one of an earlier start may live on behind a broken network.
     weights = temporary_beside(stage / "best.safetensors")
     if not result_file(folder, step).exists():
-        save_weights(weights, load_file(snapshot / "weights.safetensors"), order["meta"])
+        wrong = defects(snapshot, (WEIGHTS,))
+        if wrong:
+            claim.check()
+            return drop_snapshot(snapshot, wrong)
+        save_weights(weights, load_file(snapshot / WEIGHTS), order["meta"])
         result = {"step": step, **_evaluated(weights, order, alive_file(folder))}
         claim.check()
-        earlier = [mask_ap(found) for found in results_of(stage) if found["step"] < step]
-        if mask_ap(result) > max(earlier, default=-2.0):
+        if _is_best(result, results_of(stage)):
             os.replace(weights, stage / "best.safetensors")
         write_atomic(result_file(folder, step), json.dumps(result, allow_nan=False).encode() + b"\n")
         weights.unlink(missing_ok=True)
     claim.check()
     shutil.rmtree(snapshot)
+
+
+def _is_best(result: dict[str, Any], others: list[dict[str, Any]]) -> bool:
+    # Later ones may be there already, where a snapshot had to be linked again.
+    rank = mask_ap(result), -result["step"]
+    return all(rank > (mask_ap(other), -other["step"]) for other in others)
 
 
 def _evaluated(weights: Path, order: dict[str, Any], alive: Path) -> dict[str, Any]:

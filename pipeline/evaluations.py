@@ -1,6 +1,6 @@
 """Evaluation while training goes on: another process works on snapshots, and nothing else is shared.
 
-A checkpoint that is due is linked into STAGE/evaluations/ before it can be pruned; the process
+A checkpoint's weights, when due, are linked into STAGE/evaluations/ before it can be pruned; the process
 (`pipeline.evaluating`) evaluates the links in the order of their steps and leaves a result a step. Whether to
 stop early is decided at steps that are fixed beforehand, from the results of fixed earlier steps, for which
 training waits if it must: so a run that was killed decides as one that was not, however long anything took.
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Schedule
+from pipeline.checkpoint import NAMES, WEIGHTS, defects, list_checkpoints, step_of
 from pipeline.child import ROOT, python_path
 from pipeline.notice import Ask, Preempted, no_notice
-from shards.storage.files import clear_temporaries, write_atomic
+from shards.storage.files import clear_temporaries, flush_path, rename_durably, write_atomic
 
 log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4
@@ -28,7 +29,7 @@ STALL_S = 1800.0
 
 
 class EvaluationFailed(RuntimeError):
-    """The evaluating process ended or stood still again and again; the message says where its output is."""
+    """A result will not come: the process ended again and again, or the weights are gone; says what to do."""
 
 
 class Evaluations:
@@ -51,6 +52,7 @@ class Evaluations:
         """
         self._ask, self._beat, self._beaten = ask, 0, 0.0
         self._folder, self._schedule, self._rank = folder / "evaluations", schedule, rank
+        self._checkpoints = folder / "checkpoints"
         self._order, self._process, self._starts = order, None, 0
 
     def __enter__(self) -> "Evaluations":
@@ -59,6 +61,7 @@ class Evaluations:
             write_atomic(self._folder / "order.json", json.dumps(self._order).encode())
             alive_file(self._folder).touch()
             clear_temporaries(self._folder)
+            self._mend()
             self._start()
         return self
 
@@ -73,19 +76,17 @@ class Evaluations:
         return bool(every) and step > 0 and (step % every == 0 or step == self._schedule.iters)
 
     def keep(self, step: int, checkpoint: Path) -> None:
-        """Link a checkpoint's weights, if they are due, so that they outlive its pruning."""
-        place = self._folder / f"step-{step:09d}"
-        if not self.due(step) or result_file(self._folder, step).exists() or place.exists():
+        """Link a checkpoint's weights and manifest, if they are due, so that they outlive its pruning."""
+        if not self._lacks(step):
             return
+        place = snapshot_of(self._folder, step)
         partial = place.with_suffix(".tmp")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        try:
-            os.link(checkpoint / "weights.safetensors", partial / "weights.safetensors")
-        except OSError:
-            # A file system without hard links.
-            shutil.copyfile(checkpoint / "weights.safetensors", partial / "weights.safetensors")
-        os.replace(partial, place)
+        for name in (WEIGHTS, "manifest.json"):
+            _link(checkpoint / name, partial / name)
+        flush_path(partial)
+        rename_durably(partial, place)
 
     def stops(self, step: int) -> bool:
         """Return whether training ends after `step` steps; the same on every rank and at every try.
@@ -105,9 +106,17 @@ class Evaluations:
         return ended
 
     def finish(self, step: int) -> None:
-        """Return when the last step, which is due, has its result: it is the last to get one."""
-        if self.due(step):
-            self._wait(step)
+        """Return when the last step, which is due, has its result: it is the last to get one.
+
+        Earlier steps that nothing depended on may have been lost, which is told.
+        """
+        if not self.due(step):
+            return
+        self._wait(step)
+        steps = range(self._schedule.eval_every, step, self._schedule.eval_every)
+        lost = [earlier for earlier in steps if not result_file(self._folder, earlier).exists()]
+        if lost and self._rank == 0:
+            log.warning("steps %s are not evaluated: their weights were damaged or deleted before", lost)
 
     def _wait(self, step: int) -> None:
         self._beaten = time.monotonic()
@@ -116,8 +125,37 @@ class Evaluations:
                 # The other ranks end with this one: it alone has a checkpoint to finish first.
                 if self._ask().stop:
                     raise Preempted(f"asked to stop while step {step} is evaluated; the same command goes on")
+                self._check_snapshot(step)
                 self._mind_process()
             time.sleep(POLL_S)
+
+    def _check_snapshot(self, step: int) -> None:
+        place = snapshot_of(self._folder, step)
+        # Asked in this order, as the result comes before the snapshot goes.
+        if place.exists() or result_file(self._folder, step).exists():
+            return
+        raise EvaluationFailed(
+            f"{place}: the weights of step {step} were damaged or deleted before they were evaluated, and no "
+            "whole checkpoint of it is left; move the checkpoints from that step on away, and training goes "
+            f"on from the one before, or begin the stage anew with --redo {self._folder.parent.name}"
+        )
+
+    def _mend(self) -> None:
+        for place in snapshots(self._folder):
+            # One that has its result is only waiting to be deleted.
+            evaluated = result_file(self._folder, step_of(place)).exists()
+            wrong = "" if evaluated else defects(place, (WEIGHTS,))
+            if wrong:
+                drop_snapshot(place, wrong)
+        for checkpoint in list_checkpoints(self._checkpoints):
+            step = step_of(checkpoint)
+            # Dropped, or killed between writing and linking it.
+            if self._lacks(step) and not defects(checkpoint, (WEIGHTS,)):
+                self.keep(step, checkpoint)
+
+    def _lacks(self, step: int) -> bool:
+        place, result = snapshot_of(self._folder, step), result_file(self._folder, step)
+        return self.due(step) and not result.exists() and not place.exists()
 
     def _mind_process(self) -> None:
         beat, now = alive_file(self._folder).stat().st_mtime_ns, time.monotonic()
@@ -160,6 +198,26 @@ def mask_ap(result: dict[str, Any]) -> float:
     return -1.0 if value is None else value
 
 
+def drop_snapshot(snapshot: Path, wrong: str) -> None:
+    """Delete a snapshot that does not verify, and say so."""
+    log.warning(
+        "%s is broken: %s; deleted, and linked again where a whole checkpoint of that step is left",
+        snapshot,
+        wrong,
+    )
+    shutil.rmtree(snapshot, ignore_errors=True)
+
+
+def snapshot_of(folder: Path, step: int) -> Path:
+    """Return where the weights of a step wait with the manifest of their checkpoint."""
+    return folder / f"step-{step:09d}"
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """Return the snapshots that are there, by step."""
+    return sorted(folder.glob(NAMES))
+
+
 def alive_file(folder: Path) -> Path:
     """Return what the evaluating process touches with every image."""
     return folder / "alive"
@@ -179,3 +237,12 @@ def results_of(stage_folder: Path) -> list[dict[str, Any]]:
     """Return every result of a stage, by step; [] without evaluations."""
     paths = sorted((stage_folder / "evaluations").glob("step-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # A file system without hard links.
+        shutil.copyfile(source, target)
+        flush_path(target)

@@ -94,9 +94,6 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
         Evaluations(folder, schedule, _evaluation_order(job, meta, world, claim), rank, ask) as evaluations,
         CheckpointWriter(folder / "checkpoints", *keep, claim.check, evaluations.keep) as checkpoints,
     ):
-        if first and rank == 0:
-            # Killed between writing and linking it.
-            evaluations.keep(first, folder / "checkpoints" / f"step-{first:09d}")
         books = _Books(job, schedule, engine, logs, checkpoints, evaluations, order, len(dataset), window)
         done = first
         while done < schedule.iters and not evaluations.stops(done):

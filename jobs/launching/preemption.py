@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from pipeline.notice import Notice
 
@@ -24,7 +25,8 @@ class Listener:
         self._announced = False
         # Ray's workers do their work in a thread, where no handler can be set; Ray ends them on SIGTERM.
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+            self._before = signal.getsignal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, self._hear)
 
     def __call__(self) -> Notice:
         """Return what this rank has been told since the last call; a request to stop stays."""
@@ -32,6 +34,12 @@ class Listener:
         announced = _ray_announced()
         fresh, self._announced = announced and not self._announced, announced
         return Notice(save=stop or fresh, stop=stop)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._terminated.set()
+        # With --launcher local the driver is this process, and hears it too.
+        if callable(self._before):
+            self._before(number, frame)
 
 
 @contextmanager

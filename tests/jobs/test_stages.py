@@ -278,6 +278,26 @@ def test_bad_data_may_be_mended_without_redo_since_nothing_is_lost(bench, tmp_pa
     assert bench.run(data__on_bad="skip") == ALL
 
 
+def test_what_a_kill_left_half_written_is_gone_when_the_stage_goes_on(bench, tmp_path, monkeypatch):
+    run = SimpleNamespace(config=parse_config(bench.tree), path=tmp_path, attempt=1)
+    places = ("evaluate/baseline", "evaluate/refined", "report")
+    left = [tmp_path / place / ".file.tmp-there-7" for place in places]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+
+    def detect(run, stage, task, payload):
+        for job in payload["jobs"]:
+            Path(job["parts"]).mkdir(parents=True)
+
+    monkeypatch.setattr(jobs.stages, "_launch", detect)
+    monkeypatch.setattr("pipeline.evaluate.score", lambda *_: None)
+    monkeypatch.setattr("pipeline.report.document.write_report", lambda *_: None)
+    jobs.stages.evaluate(run)
+    jobs.stages.report(run)
+    assert not [path for path in left if path.exists()]
+
+
 def test_what_the_ledger_does_not_know_is_neither_deleted_nor_gone_on_from(bench):
     bench.write("baseline/checkpoints/step-000000009/state.json", "{}")
     with pytest.raises(BadInput, match=r"baseline: is there, .* knows of no stage baseline"):

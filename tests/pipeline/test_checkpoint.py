@@ -22,6 +22,8 @@ from pipeline.checkpoint import (
     save_checkpoint,
 )
 from pipeline.lease import StaleAttempt
+from shards.errors import BadInput
+from shards.storage.files import sha256_of
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 
@@ -82,7 +84,7 @@ def test_a_missing_or_unlisted_file_is_noticed(tmp_path):
     assert "optimizer.safetensors" in defects(path)
     path, *_ = save(tmp_path, 2)
     (path / "state.json").unlink()
-    assert newest_checkpoint(tmp_path) is None
+    assert "state.json" in defects(path)
 
 
 def test_the_warning_names_the_fault_and_what_is_used_instead(tmp_path, caplog):
@@ -98,11 +100,30 @@ def test_the_warning_names_the_fault_and_what_is_used_instead(tmp_path, caplog):
         assert line.endswith(f"set aside as broken-step-00000000{step}; step-000000001 is used instead")
 
 
-def test_without_any_good_checkpoint_it_says_that_the_stage_begins_anew(tmp_path, caplog):
+def test_without_any_whole_checkpoint_it_stops_and_touches_nothing(tmp_path):
+    """To begin anew would cost the logs at once, and by the next incident what could still be saved."""
+    checkpoints = tmp_path / "refine" / "checkpoints"
+    assert newest_checkpoint(checkpoints) is None, "a stage that has none yet begins"
+    for step in (1, 2, 3):
+        path, *_ = save(checkpoints, step)
+        (path / "state.json").unlink()
+        (checkpoints / f"broken-step-00000000{step}").mkdir()
+    (checkpoints / ".step-000000004.tmp-there-7").mkdir()
+    before = sorted(checkpoints.iterdir())
+    said = r"none of 3 checkpoints is whole; of step-000000003, the newest, .*state\.json.*--redo refine$"
+    with pytest.raises(BadInput, match=said):
+        newest_checkpoint(checkpoints)
+    assert sorted(checkpoints.iterdir()) == before
+
+
+def test_a_stale_start_does_not_judge_what_a_newer_one_may_be_pruning(tmp_path):
+    def refuse():
+        raise StaleAttempt("over")
+
     path, *_ = save(tmp_path, 1)
-    (path / "manifest.json").unlink()
-    assert newest_checkpoint(tmp_path) is None
-    assert "there is no older one, so the stage begins anew" in caplog.text
+    (path / "state.json").unlink()
+    with pytest.raises(StaleAttempt):
+        newest_checkpoint(tmp_path, refuse)
 
 
 def test_a_half_written_checkpoint_is_never_taken(tmp_path, monkeypatch):
@@ -164,25 +185,44 @@ def test_broken_checkpoints_do_not_pile_up_and_a_stale_start_sets_none_aside(tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-step-000000003", "step-000000001"]
 
 
-@pytest.mark.parametrize(
-    ("number", "broken"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)]
-)
-def test_what_cannot_be_read_just_now_is_not_taken_for_broken(tmp_path, monkeypatch, number, broken):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("calls", [["pipeline.checkpoint.sha256_of"], ["os.listdir", "os.scandir"]])
+def test_what_cannot_be_read_just_now_is_not_taken_for_broken(tmp_path, monkeypatch, number, calls):
     """Else a file server that hiccups would have every checkpoint set aside, and the stage begun anew."""
     for step in (1, 2):
         save(tmp_path, step)
+    found = sorted(tmp_path.iterdir())
 
     def fail(path):
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("pipeline.checkpoint.sha256_of", fail)
-    if broken:
-        assert newest_checkpoint(tmp_path) is None
-        return
-    with pytest.raises(OSError, match="step-000000002"):
+    for call in calls:
+        monkeypatch.setattr(call, fail)
+    with pytest.raises(OSError) as failed:
         newest_checkpoint(tmp_path)
     monkeypatch.undo()
-    assert newest_checkpoint(tmp_path).name == "step-000000002"
+    assert failed.value.errno == number and str(tmp_path) in str(failed.value)
+    assert sorted(tmp_path.iterdir()) == found and newest_checkpoint(tmp_path).name == "step-000000002"
+
+
+def test_who_cannot_read_a_checkpoint_is_told_which_and_what_to_do(tmp_path, monkeypatch):
+    """A sector that is really bad looks the same, and would fail every start."""
+    older, *_ = save(tmp_path, 1)
+    newer, *_ = save(tmp_path, 2)
+
+    def fail(path):
+        if newer in path.parents:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    real = sha256_of
+    monkeypatch.setattr("pipeline.checkpoint.sha256_of", fail)
+    with pytest.raises(
+        OSError, match=r"move this checkpoint away and the one before is used.*step-000000002"
+    ):
+        newest_checkpoint(tmp_path)
+    newer.rename(tmp_path / "away")
+    assert newest_checkpoint(tmp_path) == older
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

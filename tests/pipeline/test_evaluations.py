@@ -1,5 +1,6 @@
 """Evaluation while training goes on changes no weight, keeps the best, and stops at the same step always."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,15 +8,17 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.load import ConfigError, parse_config
 from configs.schema import Schedule
 from pipeline import evaluating, evaluations
-from pipeline.evaluations import EvaluationFailed, Evaluations, out_of_patience, result_file
+from pipeline.checkpoint import defects, save_checkpoint
+from pipeline.evaluations import EvaluationFailed, Evaluations, out_of_patience, result_file, snapshots
 from pipeline.lease import Superseded, claim_stage
-from pipeline.network.weights import load_weights, save_weights
+from pipeline.network.weights import load_weights
 from pipeline.notice import Notice, Preempted, no_notice
 from shards.storage.files import sha256_of
 from tests.pipeline.test_train import run, shards  # noqa: F401
@@ -41,6 +44,22 @@ def standing(tmp_path, monkeypatch, dies=False, ask=no_notice, **schedule):
     return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}}, 0, ask)
 
 
+def checkpoint(stage, step):
+    content = {"a": torch.full((3,), float(step))}, {}, {"step": step}
+    return save_checkpoint(stage / "checkpoints", step, *content)
+
+
+def damage(folder):
+    """Under the same names, but not in the files they are links of."""
+    content = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").unlink()
+    (folder / "weights.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def names(stage):
+    return [path.name for path in snapshots(stage / "evaluations")]
+
+
 def leave(tmp_path, step, ap):
     folder = tmp_path / "evaluations"
     folder.mkdir(exist_ok=True)
@@ -53,18 +72,81 @@ def test_every_so_many_steps_and_the_last_are_due(tmp_path, monkeypatch):
     assert not any(map(standing(tmp_path, monkeypatch, eval_every=0).due, range(14)))
 
 
-def test_only_what_is_due_and_not_done_is_linked_and_outlives_its_checkpoint(tmp_path, monkeypatch):
-    checkpoint = tmp_path / "checkpoints" / "step-000000003"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "weights.safetensors").write_bytes(b"w")
+@pytest.mark.parametrize("links", [True, False])
+def test_only_what_is_due_and_not_done_is_linked_and_outlives_its_checkpoint(tmp_path, monkeypatch, links):
+    def fail(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if not links:
+        monkeypatch.setattr(os, "link", fail)
     with standing(tmp_path, monkeypatch) as kept:
         leave(tmp_path, 6, 0.1)
+        made = checkpoint(tmp_path, 3)
+        content = (made / "weights.safetensors").read_bytes()
         for step in (2, 3, 3, 6):
-            kept.keep(step, checkpoint)
-        shutil.rmtree(checkpoint)
-        found = [path for path in (tmp_path / "evaluations").glob("step-*") if path.is_dir()]
-        assert [path.name for path in found] == ["step-000000003"]
-        assert (found[0] / "weights.safetensors").read_bytes() == b"w"
+            kept.keep(step, made)
+        shutil.rmtree(made)
+        (found,) = snapshots(tmp_path / "evaluations")
+        assert found.name == "step-000000003"
+        assert (found / "weights.safetensors").read_bytes() == content
+        assert not defects(found, ("weights.safetensors",))
+
+
+def test_a_start_links_what_a_kill_left_unlinked(tmp_path, monkeypatch):
+    for step in (2, 3, 6, 9):
+        checkpoint(tmp_path, step)
+    leave(tmp_path, 6, 0.1)
+    damage(tmp_path / "checkpoints" / "step-000000009")
+    with standing(tmp_path, monkeypatch):
+        assert names(tmp_path) == ["step-000000003"]
+
+
+def test_a_damaged_snapshot_is_linked_again_where_its_checkpoint_is_whole(tmp_path, monkeypatch, caplog):
+    made = [checkpoint(tmp_path, step) for step in (3, 6, 9)]
+    with standing(tmp_path, monkeypatch):
+        pass
+    kept = snapshots(tmp_path / "evaluations")
+    for place in kept[1:]:
+        damage(place)
+    shutil.rmtree(made[1])
+    caplog.clear()
+    with standing(tmp_path, monkeypatch) as again:
+        assert names(tmp_path) == ["step-000000003", "step-000000009"]
+        assert not any(defects(place, ("weights.safetensors",)) for place in kept[::2])
+        # Training that goes on from step 3 comes to it again.
+        again.keep(6, checkpoint(tmp_path, 6))
+    assert names(tmp_path) == [place.name for place in kept]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    for place, line in zip(kept[1:], said, strict=True):
+        assert f"{place} is broken: weights.safetensors differ from the manifest" in line
+
+
+def test_a_damaged_snapshot_that_has_its_result_is_nobodys_loss(tmp_path, monkeypatch, caplog):
+    checkpoint(tmp_path, 3)
+    with standing(tmp_path, monkeypatch):
+        leave(tmp_path, 3, 0.1)
+    damage(tmp_path / "evaluations" / "step-000000003")
+    with standing(tmp_path, monkeypatch):
+        assert not caplog.records
+
+
+def test_who_waits_for_lost_weights_is_told_what_to_do(tmp_path, monkeypatch):
+    """Training is past the step, and its checkpoint is pruned: it would wait for ever."""
+    monkeypatch.setattr(evaluations, "POLL_S", 0)
+    with (
+        standing(tmp_path / "refine", monkeypatch, patience=1) as kept,
+        pytest.raises(EvaluationFailed, match=r"step 3 were damaged.*step on away, .*--redo refine$"),
+    ):
+        kept.stops(6)
+
+
+def test_a_lost_evaluation_that_nobody_waits_for_is_told_at_the_end(tmp_path, monkeypatch, caplog):
+    with standing(tmp_path, monkeypatch) as kept:
+        for step in (3, 9, 12):
+            leave(tmp_path, step, 0.1)
+        kept.finish(12)
+    assert "steps [6] are not evaluated" in caplog.text
 
 
 def test_training_stops_by_the_evaluations_before_the_last_interval(tmp_path, monkeypatch):
@@ -84,6 +166,7 @@ def test_training_stops_by_the_evaluations_before_the_last_interval(tmp_path, mo
 
 def test_a_process_that_dies_again_and_again_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluations, "POLL_S", 0)
+    checkpoint(tmp_path, 12)
     with (
         standing(tmp_path, monkeypatch, dies=True) as kept,
         pytest.raises(EvaluationFailed, match=r"ended or stood still 4 times; see .*output\.log"),
@@ -105,6 +188,7 @@ def test_a_process_that_stands_still_is_started_again_and_one_that_works_is_not(
 
     times = SimpleNamespace(monotonic=lambda: 900.0 * len(looks), sleep=look)
     monkeypatch.setattr(evaluations, "time", times)
+    checkpoint(tmp_path, 12)
     with standing(tmp_path, monkeypatch) as kept:
         if works:
             kept.finish(12)
@@ -117,6 +201,7 @@ def test_a_process_that_stands_still_is_started_again_and_one_that_works_is_not(
 def test_sigterm_is_heard_while_an_evaluation_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluations, "POLL_S", 0)
     asked = iter([Notice(), Notice(save=True, stop=True)])
+    checkpoint(tmp_path, 12)
     with (
         standing(tmp_path, monkeypatch, ask=lambda: next(asked)) as kept,
         pytest.raises(Preempted, match="asked to stop while step 12 is evaluated"),
@@ -126,35 +211,77 @@ def test_sigterm_is_heard_while_an_evaluation_is_waited_for(tmp_path, monkeypatc
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """An evaluation that takes as long as a test says, with an AP of 0.5."""
-    meanwhile = []
+    """An evaluation that takes as long as a test says, with the AP that it says, or 0.5."""
+    meanwhile, aps = [], {}
 
     def evaluate(weights, order, alive):
+        step = int(load_weights(weights)[0]["a"][0])
         for happen in meanwhile:
             happen()
-        return {"segm": {"AP": 0.5}}
+        return {"segm": {"AP": aps.get(step, 0.5)}}
 
     monkeypatch.setattr(evaluating, "_evaluated", evaluate)
-    return meanwhile
+    return meanwhile, aps
 
 
-def test_an_evaluating_process_of_an_earlier_start_leaves_nothing(tmp_path, evaluated):
-    folder, step = tmp_path / "baseline" / "evaluations", "step-000000003"
-    (folder / step).mkdir(parents=True)
-    save_weights(folder / step / "weights.safetensors", {}, {"format": 1})
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """A stage with snapshots of steps 3, 6 and 9, and what its evaluating process is told."""
     claim = claim_stage(tmp_path, "baseline", 1, 0)
+    for step in (3, 6, 9):
+        checkpoint(tmp_path / "baseline", step)
+    with standing(tmp_path / "baseline", monkeypatch):
+        pass
     order = {"meta": {"format": 1}, "claim": {**asdict(claim), "run_dir": str(tmp_path)}}
-    evaluated.append(lambda: claim_stage(tmp_path, "baseline", 1, 0))
+    return tmp_path / "baseline", order
+
+
+def test_an_evaluating_process_of_an_earlier_start_leaves_nothing(stage, evaluated):
+    (folder, order), (meanwhile, _) = stage, evaluated
+    place = folder / "evaluations" / "step-000000003"
+
+    def again():
+        return claim_stage(folder.parent, "baseline", 1, 0)
+
+    meanwhile.append(again)
     with pytest.raises(Superseded):
-        evaluating.evaluate_snapshot(folder, folder / step, order)
-    assert not (tmp_path / "baseline" / "best.safetensors").exists()
-    assert not result_file(folder, 3).exists() and (folder / step).exists()
-    evaluated.clear()
-    claim = claim_stage(tmp_path, "baseline", 1, 0)
-    order["claim"]["token"] = claim.token
-    evaluating.evaluate_snapshot(folder, folder / step, order)
-    assert (tmp_path / "baseline" / "best.safetensors").exists() and not (folder / step).exists()
-    assert not [*(tmp_path / "baseline").glob(".*.tmp-*")]
+        evaluating.evaluate_snapshot(place.parent, place, order)
+    assert not (folder / "best.safetensors").exists()
+    assert not result_file(place.parent, 3).exists() and place.exists()
+    meanwhile.clear()
+    order["claim"]["token"] = again().token
+    evaluating.evaluate_snapshot(place.parent, place, order)
+    assert (folder / "best.safetensors").exists() and not place.exists()
+    assert not [*folder.glob(".*.tmp-*")]
+
+
+def test_damaged_weights_are_not_evaluated_but_deleted(stage, evaluated, caplog):
+    (folder, order), _ = stage, evaluated
+    place = folder / "evaluations" / "step-000000003"
+    damage(place)
+    newer = claim_stage(folder.parent, "baseline", 1, 0)
+    with pytest.raises(Superseded):
+        evaluating.evaluate_snapshot(place.parent, place, order)
+    assert place.exists(), "the newer start may have linked it again meanwhile"
+    order["claim"]["token"] = newer.token
+    evaluating.evaluate_snapshot(place.parent, place, order)
+    assert not place.exists() and not result_file(place.parent, 3).exists()
+    assert not (folder / "best.safetensors").exists()
+    assert "step-000000003 is broken: weights.safetensors differ from the manifest" in caplog.text
+
+
+@pytest.mark.parametrize("order_of_steps", [(3, 6, 9), (9, 3, 6), (6, 9, 3)])
+@pytest.mark.parametrize(("aps", "best"), [((0.1, 0.3, 0.2), 6), ((0.2, 0.2, 0.2), 3), ((0.1, 0.2, 0.3), 9)])
+def test_the_best_is_the_first_of_the_best_also_when_one_is_evaluated_late(
+    stage, evaluated, order_of_steps, aps, best
+):
+    (folder, order), (_, given) = stage, evaluated
+    given.update(zip((3, 6, 9), aps, strict=True))
+    for step in order_of_steps:
+        evaluating.evaluate_snapshot(
+            folder / "evaluations", folder / "evaluations" / f"step-{step:09d}", order
+        )
+    assert load_weights(folder / "best.safetensors")[0]["a"][0] == best
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.1, 0.2, 0.3]), max_size=8), st.integers(1, 4))

@@ -55,6 +55,20 @@ def test_a_second_sigterm_means_what_it_did_before_unless_it_is_the_first_sent_t
     assert heard == ["outer"]
 
 
+def test_a_rank_in_the_drivers_own_process_does_not_keep_sigterm_from_it(tmp_path, monkeypatch):
+    """Else the next stage would begin after the last step of this one, and no second one end it."""
+    heard, stop = [], tmp_path / "stop"
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("outer"))
+    with passing_on(str(stop)):
+        listener = Listener(str(stop))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exists() and listener() == Notice(save=True, stop=True)
+        assert heard == []
+        monkeypatch.setattr("jobs.launching.preemption.SAME_S", 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["outer"]
+
+
 def test_rays_notice_asks_for_one_checkpoint_and_not_to_stop(monkeypatch):
     """Ray moves the workers itself; those of other nodes train on until it does."""
     told = SimpleNamespace(preemption_info=None)
