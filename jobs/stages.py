@@ -91,8 +91,8 @@ def run_pipeline(
     sizes = check_workers(config, workers, launcher, min_workers)
     legal = ", ".join(map(str, legal_workers(config)))
     say(f"workers: {workers}" + (f", at least {min_workers}" if min_workers else "") + f" (legal: {legal})")
-    check_weights(config)
     check_sources(config)
+    check_weights(config)
     with acquire(path) as lease:
         ledger = Ledger.load(path, lease.attempt)
         _make_ready(path, config, ledger, redo)

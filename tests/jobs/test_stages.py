@@ -304,6 +304,7 @@ def test_a_password_is_not_kept_with_the_run(bench):
     [
         ({"model__norm": "frozen_bn"}, "model.norm=group"),
         ({"model__weights": "nowhere.pth"}, "nowhere.pth: cannot be read"),
+        ({"model__weights": "https://me:secret@host/r50.pth"}, r"me:\*\*\*@host/r50.pth: is a URL"),
     ],
 )
 def test_what_cannot_train_is_refused_before_anything_runs(bench, changes, said):

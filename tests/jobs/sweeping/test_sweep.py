@@ -157,6 +157,13 @@ def test_data_or_weights_that_are_missing_fail_their_row_alone(bench, capsys):
     assert "row other: /nowhere.pt: cannot be read" in capsys.readouterr().err
 
 
+def test_weights_at_a_url_are_refused_before_anything_shows_them(bench):
+    rows = [{**ROWS[0], "set": {"model.weights": "https://me:sentinel@host/r50.pth"}}]
+    with pytest.raises(BadInput, match=r"me:\*\*\*@host/r50.pth: is a URL"):
+        bench.sweep(rows)
+    assert bench.did == [] and not (bench.folder / "runs").exists()
+
+
 def test_being_asked_to_stop_stops_the_sweep(bench):
     bench.broken = {"baseline": Stopped("asked to stop")}
     with pytest.raises(Stopped):
