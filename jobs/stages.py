@@ -98,10 +98,22 @@ def run_pipeline(
         _make_ready(path, config, ledger, redo)
         with tracking(config, path, ledger, lease.attempt) as tracker:
             run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker, lender)
+            _note_anew(run)
             for stage, work in STAGES.items():
                 if stages is None or stage in stages:
                     _do_once(run, stage, work)
         shutil.rmtree(path / ".jobs", ignore_errors=True)
+
+
+def _note_anew(run: Run) -> None:
+    # All at once, and only then as not lost any more: a kill in between leaves it to the next attempt.
+    if not run.tracker.has_lost_events():
+        return
+    for stage in STAGES:
+        if run.ledger.state(stage) == "done":
+            run.tracker.stage_started(stage, run.attempt, hash_of(run.ledger.inputs(stage)))
+            note_results(run.tracker, run.config, run.path, run.ledger, stage)
+    run.tracker.noted_anew()
 
 
 def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) -> None:
@@ -216,9 +228,6 @@ def _folder(run_dir: Path, stage: str) -> Path:
 def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
-        if run.tracker.has_lost_events():
-            run.tracker.stage_started(stage, run.attempt, hash_of(run.ledger.inputs(stage)))
-            note_results(run.tracker, run.config, run.path, run.ledger, stage)
         return say(f"{stage}: done already")
     if state == "forgotten":
         # Left by a command that was killed between forgetting a stage and deleting its output.

@@ -333,7 +333,10 @@ def test_a_run_on_a_cluster_shards_there_too(bench, monkeypatch, launcher, addre
     assert seen == [("auto", None) if there else None] * 2
 
 
-def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(bench, monkeypatch):
+@pytest.mark.parametrize("killed", [False, True])
+def test_stages_that_are_done_are_noted_again_until_all_are_when_the_outbox_has_lost_them(
+    bench, monkeypatch, killed
+):
     bench.run()
     noted = []
 
@@ -342,12 +345,19 @@ def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(benc
             return True
 
         def stage_started(self, stage, attempt, inputs):
+            if killed and stage == "refine":
+                raise KeyboardInterrupt
             noted.append((stage, inputs == Ledger.load(bench.run_dir).tree["stages"][stage]["input_hash"]))
+
+        def noted_anew(self):
+            noted.append("all")
 
     @contextmanager
     def tracking(*_):
         yield Forgetful()
 
     monkeypatch.setattr(jobs.stages, "tracking", tracking)
-    assert bench.run() == []
-    assert noted == [(stage, True) for stage in ALL]
+    with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+        assert bench.run() == []
+    every = [(stage, True) for stage in ALL]
+    assert noted == (every[:2] if killed else [*every, "all"])
