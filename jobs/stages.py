@@ -20,6 +20,7 @@ from jobs.checks import (
 from jobs.console import say
 from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
+from jobs.launching.environment import worker_environment
 from jobs.launching.launch import launch
 from jobs.ledger import Ledger, hash_of
 from jobs.summary import showing_findings
@@ -272,6 +273,7 @@ def _borrow(run: Run, stage: str, inputs: dict[str, Any]) -> bool:
 def _train(run: Run, stage: str, init_weights: Path | None) -> None:
     from jobs.launching.worker import train_stage
 
+    _note_threads(run)
     # Workers track nothing, and what they are told may be shown by Ray.
     config = run.config.model_dump(mode="json", exclude={"tracking"})
     if run.config.model.weights is not None:
@@ -289,6 +291,16 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "stop_file": str(run.stop_file),
     }
     _launch(run, stage, train_stage, payload, run.path / stage / "checkpoints")
+
+
+def _note_threads(run: Run) -> None:
+    threads = worker_environment(run.workers)["OMP_NUM_THREADS"]
+    before = run.ledger.train_with(run.workers, threads)
+    if before not in (None, threads):
+        say(
+            f"threads: {threads}, before {before}: on CPUs sums are added in another order, so the last bits "
+            f"may differ; OMP_NUM_THREADS={before} keeps them"
+        )
 
 
 def _cache_dir(config: Config) -> str | None:

@@ -17,6 +17,7 @@ import yaml
 from configs.load import load_config
 from jobs import cli
 from jobs.checks import check_workers
+from jobs.launching.environment import worker_environment
 from jobs.submission.submit import STOP_WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,16 @@ def room(job):
         machine = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         found += group["replicas"] * int(machine.get("nvidia.com/gpu", machine["cpu"]))
     return found
+
+
+def test_a_rank_on_cpus_has_its_one_core_for_threads_whatever_the_heads_machine_has(monkeypatch):
+    [job] = documents("rayjob-cpu.yaml")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    for pod in pods(job):
+        found = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+        monkeypatch.setenv("OMP_NUM_THREADS", found["OMP_NUM_THREADS"])
+        # What the driver, in the head's pod, gives the ranks; `room` counts one a core.
+        assert worker_environment(room(job))["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_failed_job_is_tried_again_and_a_finished_one_leaves_no_cluster(rayjob):
