@@ -201,3 +201,9 @@ def test_the_image_has_what_kuberay_and_ray_up_need_of_it():
     assert copied == {"configs", "ops", "shards", "pipeline", "jobs"}
     kept = (ROOT / ".dockerignore").read_text().split()
     assert all(f"!{name}" in kept for name in copied)
+
+
+def test_docker_stop_is_heard_by_what_the_pages_start():
+    pages = [ROOT / "Dockerfile", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    started = [line for page in pages for line in page.read_text().splitlines() if "docker run -" in line]
+    assert len(started) >= 2 and all(" --init " in line for line in started)
