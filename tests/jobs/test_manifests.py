@@ -172,6 +172,8 @@ def test_no_manifest_opens_a_cluster_without_a_token_or_as_root(rayjob):
     for name in RAY_UPS:
         [cluster] = documents(name)
         assert "--env=RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+        # What `ray up` does in its containers needs root, which the image is not.
+        assert "--user=0" in cluster["docker"]["run_options"]
         assert "--dashboard-host=127.0.0.1" in " ".join(cluster["head_start_ray_commands"])
 
 
@@ -201,6 +203,19 @@ def test_the_image_has_what_kuberay_and_ray_up_need_of_it():
     assert copied == {"configs", "ops", "shards", "pipeline", "jobs"}
     kept = (ROOT / ".dockerignore").read_text().split()
     assert all(f"!{name}" in kept for name in copied)
+
+
+def test_the_image_is_nobodys_root_and_whoever_runs_it_has_a_home_and_a_place_to_work(rayjob):
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    told = [line.split() for line in lines if line.startswith(("USER", "WORKDIR", "ENV HOME", "RUN mkdir"))]
+    assert told[-1] == ["USER", "1000"] and told[-2] == ["WORKDIR", "/data"]
+    # As root before it: all that is installed is read-only to whom it runs as.
+    assert [words[0] for words in told].count("USER") == 1
+    assert lines.index("USER 1000") > lines.index("RUN chmod -R a+rX /app")
+    [home] = [words[1].removeprefix("HOME=") for words in told if words[0] == "ENV"]
+    [made] = [words for words in told if words[0] == "RUN"]
+    assert " ".join(made[1:]) == f"mkdir -p {home} /data && chmod 1777 {home} /data"
+    assert {pod["securityContext"]["runAsUser"] for pod in pods(rayjob)} == {1000}
 
 
 def test_docker_stop_is_heard_by_what_the_pages_start():
