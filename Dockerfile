@@ -3,8 +3,11 @@
 #   docker build -t mrrcnn:0.1.0 .
 #   docker build -t mrrcnn:0.1.0-gpu --build-arg BASE=nvidia/cuda:13.2.0-devel-ubuntu24.04 .
 #
-#   docker run --rm --shm-size=4g -v $PWD/runs:/runs -w /runs --user $(id -u) mrrcnn:0.1.0 demo --run-dir demo
-#   docker run --rm --shm-size=4g --gpus all -v /nfs:/nfs -w /nfs mrrcnn:0.1.0-gpu run config.yaml --run-dir run
+#   docker run --rm --init --shm-size=4g -v $PWD/runs:/runs -w /runs --user $(id -u) mrrcnn:0.1.0 demo --run-dir demo
+#   docker run --rm --init --shm-size=4g --gpus all -v /nfs:/nfs -w /nfs --user $(id -u) \
+#     mrrcnn:0.1.0-gpu run config.yaml --run-dir run
+#
+# --init: as process 1 a program hears no `docker stop` unless it handles it.
 #
 # BASE of the GPU form has nvcc of the CUDA version that torch was built for (mrrcnn doctor shows it). Either
 # form trains on a GPU if there is one: PyPI's torch brings CUDA's libraries; the CPU form's operator is then
@@ -36,9 +39,13 @@ RUN pip install -c constraints.txt torch setuptools wheel ninja \
  && pip install -c constraints.txt --no-build-isolation -e . \
  && mrrcnn doctor --run-dir /tmp
 
-# Whoever runs it, root or not, has a home that can be written to.
+# Whoever runs it, with whatever number, has a home that can be written to.
 ENV HOME=/home/mrrcnn
 RUN mkdir -p /home/mrrcnn /data && chmod 1777 /home/mrrcnn /data
+# Copied with the modes that they had outside.
+RUN chmod -R a+rX /app
 WORKDIR /data
+# Also where nobody says who: of the pods, the one in which KubeRay submits the job.
+USER 1000
 ENTRYPOINT ["mrrcnn"]
 CMD ["--help"]

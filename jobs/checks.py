@@ -8,6 +8,7 @@ from jobs.ledger import Ledger
 from shards.errors import BadInput
 from shards.storage.cache import Cache
 from shards.storage.remote import check_url
+from shards.storage.secrets import redact
 
 
 def run_path(run_dir: str | Path) -> Path:
@@ -104,10 +105,15 @@ def _indivisible(config: Config, workers: int) -> str:
 
 
 def check_sources(config: Config) -> None:
-    """Raise BadInput if data are at a URL with a password."""
+    """Raise BadInput if data are at a URL with a password, or the starting weights at any URL."""
     for source in (config.data.train, config.data.val):
         for place in (source,) if isinstance(source, str) else (source.images, source.annotations):
             check_url(place)
+    weights = config.model.weights
+    if weights is not None and "://" in weights:
+        raise BadInput(
+            f"{redact(weights)}: is a URL, but model.weights is a file; download it and give its path"
+        )
 
 
 def check_splits(train: str | Path, val: str | Path, cache: Cache) -> None:

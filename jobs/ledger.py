@@ -128,6 +128,14 @@ class Ledger:
             self.tree["redo"] = left
             self.save()
 
+    def train_with(self, workers: int, threads: str) -> str | None:
+        """Note how many workers train, each with so many threads; return the threads of as many before."""
+        before = self.tree.get("workers", {})
+        if before != {"number": workers, "threads": threads}:
+            self.tree["workers"] = {"number": workers, "threads": threads}
+            self.save()
+        return before.get("threads") if before.get("number") == workers else None
+
     def track(self, tracking: Values) -> None:
         """Keep MLflow's absolute URI and the run ids."""
         if tracking != self.tree["tracking"]:

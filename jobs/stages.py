@@ -20,6 +20,7 @@ from jobs.checks import (
 from jobs.console import say
 from jobs.errors import Stopped
 from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
+from jobs.launching.environment import worker_environment
 from jobs.launching.launch import launch
 from jobs.ledger import Ledger
 from jobs.summary import showing_findings
@@ -96,19 +97,31 @@ def run_pipeline(
     sizes = check_workers(config, workers, launcher, min_workers)
     legal = ", ".join(map(str, legal_workers(config)))
     say(f"workers: {workers}" + (f", at least {min_workers}" if min_workers else "") + f" (legal: {legal})")
-    check_weights(config)
     check_sources(config)
+    check_weights(config)
     with acquire(path) as lease:
         ledger = Ledger.load(path, lease.attempt)
         _make_ready(path, config, ledger, redo)
         with tracking(config, path, ledger, lease.attempt) as tracker:
             run = Run(config, path, lease.attempt, workers, launcher, address, sizes, ledger, tracker, lender)
+            _note_anew(run)
             asked = [stage for stage in STAGES if stages is None or stage in stages]
             for stage in asked:
                 _do_once(run, stage, STAGES[stage])
         shutil.rmtree(path / ".jobs", ignore_errors=True)
         # Last: whoever is killed before this, and tried again with its --redo, finds all done.
         ledger.end_redo(asked)
+
+
+def _note_anew(run: Run) -> None:
+    # All at once, and only then as not lost any more: a kill in between leaves it to the next attempt.
+    if not run.tracker.has_lost_events():
+        return
+    for stage in STAGES:
+        if run.ledger.state(stage) == "done":
+            note_begin(run.tracker, run.ledger, stage, run.attempt)
+            note_results(run.tracker, run.config, run.path, run.ledger, stage)
+    run.tracker.noted_anew()
 
 
 def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) -> None:
@@ -228,9 +241,6 @@ def _folder(run_dir: Path, stage: str) -> Path:
 def _do_once(run: Run, stage: str, work: Any) -> None:
     state = run.ledger.state(stage)
     if state == "done":
-        if run.tracker.has_lost_events():
-            note_begin(run.tracker, run.ledger, stage, run.attempt)
-            note_results(run.tracker, run.config, run.path, run.ledger, stage)
         return say(f"{stage}: done already")
     if state == "forgotten":
         # Left by a command that was killed between forgetting a stage and deleting its output.
@@ -275,6 +285,7 @@ def _borrow(run: Run, stage: str, inputs: dict[str, Any]) -> bool:
 def _train(run: Run, stage: str, init_weights: Path | None) -> None:
     from jobs.launching.worker import train_stage
 
+    _note_threads(run)
     # Workers track nothing, and what they are told may be shown by Ray.
     config = run.config.model_dump(mode="json", exclude={"tracking"})
     if run.config.model.weights is not None:
@@ -292,6 +303,16 @@ def _train(run: Run, stage: str, init_weights: Path | None) -> None:
         "stop_file": str(run.stop_file),
     }
     _launch(run, stage, train_stage, payload, run.path / stage / "checkpoints")
+
+
+def _note_threads(run: Run) -> None:
+    threads = worker_environment(run.workers)["OMP_NUM_THREADS"]
+    before = run.ledger.train_with(run.workers, threads)
+    if before not in (None, threads):
+        say(
+            f"threads: {threads}, before {before}: on CPUs sums are added in another order, so the last bits "
+            f"may differ; OMP_NUM_THREADS={before} keeps them"
+        )
 
 
 def _cache_dir(config: Config) -> str | None:

@@ -44,6 +44,9 @@ def run_config(
         raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
     settings = _told(config, overrides)
     run_dir = run_dir or f"runs/{Path(config).stem}"
+    from jobs.checks import check_sources
+
+    check_sources(settings)
     if settings.model.weights is not None:
         settings = _as_its_weights(settings)
     from jobs.stages import run_pipeline

@@ -9,7 +9,7 @@ RESTARTS = 3
 
 def worker_environment(workers: int) -> dict[str, str]:
     """Return the variables of a worker process: our folders importable, the cores shared out."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     return {
         "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),

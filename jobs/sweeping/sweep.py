@@ -47,6 +47,8 @@ def run_sweep(
             rows = table_rows(plan, jobs, failed)
             tell(tracker, plan.table.name, plan.sweep, rows, lease.attempt)
             save_table(plan, rows, tracker)
+            # Every attempt tells all of a table.
+            tracker.noted_anew()
     show(plan, rows)
     for name, reason in failed.items():
         print(f"mrrcnn: row {name}: {reason}", file=sys.stderr)

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,20 @@ POINTS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 # MLflow refuses longer ones.
 PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 6000, 8000, 36
 RUN_TAG, STAGE_TAG, INPUTS_TAG, ATTEMPT_TAG = "mrrcnn.run", "mrrcnn.stage", "mrrcnn.inputs", "mrrcnn.attempt"
+_writing = threading.Lock()
+
+
+def write_state(run_dir: Path, state: dict[str, Any]) -> None:
+    """Replace RUN/tracking.json; of two threads that write, the later one writes what is true then."""
+    with _writing:
+        write_atomic(run_dir / STATE, encode_json(state))
 
 
 class Delivery:
     """One run directory's connection to one MLflow; any of its methods may raise whatever MLflow raises."""
 
     def __init__(self, run_dir: Path, uri: str, state: dict[str, Any]):
-        """`state` is RUN/tracking.json: key, uri, experiment, runs, events (bytes done), waiting (files)."""
+        """`state` is RUN/tracking.json: key, uri, experiment, runs, lost, events (bytes), waiting (files)."""
         self._run_dir, self._uri, self.state = run_dir, uri, state
         self._client: Any = None
         self._experiment = ""
@@ -226,7 +234,7 @@ class Delivery:
 
     def _note(self, **changes: Any) -> None:
         self.state.update(changes)
-        write_atomic(self._run_dir / STATE, encode_json(self.state))
+        write_state(self._run_dir, self.state)
 
 
 def _begins(event: Event) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.lease import StaleAttempt, check_attempt
-from pipeline.tracking.delivery import PIPELINE, STATE, Delivery
+from pipeline.tracking.delivery import PIPELINE, STATE, Delivery, write_state
 from pipeline.tracking.outbox import append_event, outbox_damage
 from pipeline.tracking.uri import resolve_uri
 from shards.errors import BadInput
@@ -72,12 +72,15 @@ class Tracker:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         earlier = _read_state(self._run_dir)
         self._uri = resolve_uri(uri, earlier.get("uri"))
-        self._damage = outbox_damage(self._run_dir, earlier["events"]) if earlier else ""
+        damage = outbox_damage(self._run_dir, earlier["events"]) if earlier else ""
+        # On the disk before the broken outbox is set aside: nothing else tells what must be noted anew.
+        earlier["lost"] = bool(damage) or earlier.get("lost", False)
         self._state = _begin_state(self._run_dir, earlier, redact(self._uri), experiment)
-        if self._damage:
-            self._begin_outbox_anew()
+        if damage:
+            self._begin_outbox_anew(damage)
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._complete = self._warned = False
+        self._complete = self._warned = self._missed = False
+        self._flag_kept = True
         self._append("started", stage=PIPELINE, attempt=attempt)
         # Without MLflow the thread says so, and the outbox keeps all.
         with contextlib.suppress(ImportError):
@@ -86,11 +89,16 @@ class Tracker:
         self._thread.start()
 
     def has_lost_events(self) -> bool:
-        """Return whether the outbox was damaged: note again all that earlier attempts have noted.
+        """Return whether events were lost, and not noted anew since: note again what earlier attempts noted.
 
-        What has reached MLflow already stays as it is there.
+        What has reached MLflow already stays as it is there. `noted_anew` ends it.
         """
-        return bool(self._damage)
+        return self._state["lost"]
+
+    def noted_anew(self) -> None:
+        """Note that all was noted again; nothing is lost then but what this tracker could not note either."""
+        self._state["lost"] = self._missed
+        self._keep_flag()
 
     def stage_started(self, stage: str, attempt: int, inputs: str = "") -> None:
         """Note that a stage begins or goes on; another `inputs`, its training's name, makes another run."""
@@ -147,14 +155,14 @@ class Tracker:
             )
         return self._complete
 
-    def _begin_outbox_anew(self) -> None:
+    def _begin_outbox_anew(self, damage: str) -> None:
         path = self._run_dir / "outbox.jsonl"
         aside = path.with_name("outbox.broken.jsonl")
-        log.warning("%s is damaged: %s; set aside as %s and noted anew", path, self._damage, aside.name)
+        log.warning("%s is damaged: %s; set aside as %s and noted anew", path, damage, aside.name)
         if path.exists():
             os.replace(path, aside)
         self._state["events"] = 0
-        write_atomic(self._run_dir / STATE, encode_json(self._state))
+        write_state(self._run_dir, self._state)
 
     def _append(self, kind: str, **fields: Any) -> None:
         try:
@@ -165,8 +173,19 @@ class Tracker:
         try:
             append_event(self._run_dir, {"kind": kind, **fields})
         except OSError as error:
-            log.warning("%s: cannot be noted for MLflow (%s)", self._run_dir / "outbox.jsonl", error)
+            path = self._run_dir / "outbox.jsonl"
+            log.warning("%s: cannot be noted for MLflow (%s); the same command again notes it", path, error)
+            self._missed = self._state["lost"] = True
+            self._flag_kept = False
+        if not self._flag_kept:
+            self._keep_flag()
         self._wake.set()
+
+    def _keep_flag(self) -> None:
+        # A full disk does not take it either; the next event is the next chance.
+        with contextlib.suppress(OSError):
+            write_state(self._run_dir, self._state)
+            self._flag_kept = True
 
     def _work(self) -> None:
         # Loader processes of a killed driver may hold the lock for the seconds that they outlive it.
@@ -230,6 +249,8 @@ def sync(run_dir: str | Path, uri: str | None = None) -> dict[str, Any]:
     damage = outbox_damage(run_dir, earlier["events"])
     if damage:
         log.warning("%s: outbox.jsonl is damaged: %s; `mrrcnn run` again notes it anew", run_dir, damage)
+    elif earlier.get("lost"):
+        log.warning("%s: some events could not be noted; the same command again notes them", run_dir)
     _import_mlflow()
     lock = _lock(run_dir)
     if lock is None:
@@ -280,6 +301,7 @@ def _begin_state(run_dir: Path, earlier: dict[str, Any], uri: str, experiment: s
         "uri": uri,
         "experiment": experiment,
         "runs": earlier["runs"] if same else {},
+        "lost": earlier.get("lost", False),
         "events": earlier["events"] if same else 0,
         "waiting": earlier.get("waiting", []) if same else [],
     }

@@ -164,4 +164,4 @@ def _short(error: BaseException) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    return re.sub(r"(://[^\s?]*)\?[^\s'\")]*", r"\1", re.sub(r"://[^/@\s]*@", "://", redact(text)))
+    return re.sub(r"(://[^\s?]*)\?[^\s'\")]*", r"\1", re.sub(r"://[^/\s]*@", "://", redact(text)))

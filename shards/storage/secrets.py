@@ -5,11 +5,14 @@ import re
 # Anywhere in the name of a query's key, and those that are too short for that, as a word of it.
 LONG = "password|passwd|token|secret|signature|api_?key|credential"
 SHORT = "sig|pwd|auth"
+# Of these, digits between the host's colon and a slash are a port, and an @ further on is part of the path.
+# Elsewhere they may begin a password: a database's holds slashes, as SQLAlchemy reads it, a store's key too.
+_PORT = r"(?:https?|s?ftp|ssh|smb|(?:web)?hdfs)://[^\s/:]*:\d{1,5}/"
 _PASSWORDS = [
-    # A password may hold slashes, as SQLAlchemy reads it; a port before a path with an @ in it is none.
-    (re.compile(r"(\w://[^\s/:@]*:)(?!\d{1,5}/)\S+@"), r"\1***@"),
+    # A name may hold an @ (Azure's me@server).
+    (re.compile(rf"(?i)((?<![\w+.-])(?!{_PORT})[\w+.-]+://[^\s/:]*:)\S+@"), r"\1***@"),
     # A name alone is a token to a web server; elsewhere (sftp, abfs, postgresql) it is just a name.
-    (re.compile(r"(?i)(https?://)[^\s/:@]+@"), r"\1***@"),
+    (re.compile(r"(?i)(https?://)[^\s/:]+@"), r"\1***@"),
 ]
 _KEYS = rf"[^\s=&]*(?:{LONG})[^\s=&]*|(?:[^\s=&]*[-_.])?(?:{SHORT})(?:[-_.][^\s=&]*)?"
 _QUERIES = [(re.compile(rf"(?i)([?&](?:{_KEYS})=)[^\s&'\"]+"), r"\1***")]

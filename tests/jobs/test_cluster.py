@@ -111,7 +111,7 @@ def test_the_jobs_exit_code_and_its_line_come_back_and_no_package_is_left(cluste
 
 
 def test_a_lost_node_a_node_that_comes_back_and_a_stopped_job(cluster, tiny, tmp_path):
-    """It goes on with the node that is left, grows again right after a checkpoint, and shows no secret."""
+    """It goes on with the node that is left, grows again from a new checkpoint, and shows no secret."""
     run = tmp_path / "run"
     samples, checkpoints = run / "baseline" / "samples.jsonl", run / "baseline" / "checkpoints"
     words = command(cluster, tiny, run, "--workers", "2", "--min-workers", "1")
@@ -135,7 +135,7 @@ def test_a_lost_node_a_node_that_comes_back_and_a_stopped_job(cluster, tiny, tmp
         follower = second.communicate(timeout=PATIENCE_S)[0]
     assert "STOPPED" in said
     grown = re.search(r"has room for 2 again; going on from (step-\d+)", said)[1]
-    assert f"checkpoints/{grown}" in re.findall("resumed from (.*)", said)[-1], "growing repeated a step"
+    assert f"checkpoints/{grown}" in re.findall("resumed from (.*)", said)[-1], "it went on from the newest"
     assert "is running it already; no other is started" in follower
     assert "workers: starting 1 of 2" in follower and second.returncode == 1
     check_samples(samples, tiny)

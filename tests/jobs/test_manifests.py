@@ -17,6 +17,7 @@ import yaml
 from configs.load import load_config
 from jobs import cli
 from jobs.checks import check_workers
+from jobs.launching.environment import worker_environment
 from jobs.submission.submit import STOP_WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,16 @@ def test_an_entrypoint_is_one_plain_command(rayjob):
         assert not set(command) & set("&;|<>$`\"'()#*\\"), command
 
 
+def test_a_rank_on_cpus_has_its_one_core_for_threads_whatever_the_heads_machine_has(monkeypatch):
+    [job] = documents("rayjob-cpu.yaml")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    for pod in pods(job):
+        found = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+        monkeypatch.setenv("OMP_NUM_THREADS", found["OMP_NUM_THREADS"])
+        # What the driver, in the head's pod, gives the ranks; `room` counts one a core.
+        assert worker_environment(room(job))["OMP_NUM_THREADS"] == "1"
+
+
 def test_a_failed_job_is_tried_again_and_a_finished_one_leaves_no_cluster(rayjob):
     # Each is a cluster, also for an error that a retry only repeats.
     assert 3 <= rayjob["spec"]["backoffLimit"] <= 5
@@ -171,6 +182,8 @@ def test_no_manifest_opens_a_cluster_without_a_token_or_as_root(rayjob):
     for name in RAY_UPS:
         [cluster] = documents(name)
         assert "--env=RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+        # What `ray up` does in its containers needs root, which the image is not.
+        assert "--user=0" in cluster["docker"]["run_options"]
         assert "--dashboard-host=127.0.0.1" in " ".join(cluster["head_start_ray_commands"])
 
 
@@ -200,3 +213,22 @@ def test_the_image_has_what_kuberay_and_ray_up_need_of_it():
     assert copied == {"configs", "ops", "shards", "pipeline", "jobs"}
     kept = (ROOT / ".dockerignore").read_text().split()
     assert all(f"!{name}" in kept for name in copied)
+
+
+def test_the_image_is_nobodys_root_and_whoever_runs_it_has_a_home_and_a_place_to_work(rayjob):
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    told = [line.split() for line in lines if line.startswith(("USER", "WORKDIR", "ENV HOME", "RUN mkdir"))]
+    assert told[-1] == ["USER", "1000"] and told[-2] == ["WORKDIR", "/data"]
+    # As root before it: all that is installed is read-only to whom it runs as.
+    assert [words[0] for words in told].count("USER") == 1
+    assert lines.index("USER 1000") > lines.index("RUN chmod -R a+rX /app")
+    [home] = [words[1].removeprefix("HOME=") for words in told if words[0] == "ENV"]
+    [made] = [words for words in told if words[0] == "RUN"]
+    assert " ".join(made[1:]) == f"mkdir -p {home} /data && chmod 1777 {home} /data"
+    assert {pod["securityContext"]["runAsUser"] for pod in pods(rayjob)} == {1000}
+
+
+def test_docker_stop_is_heard_by_what_the_pages_start():
+    pages = [ROOT / "Dockerfile", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    started = [line for page in pages for line in page.read_text().splitlines() if "docker run -" in line]
+    assert len(started) >= 2 and all(" --init " in line for line in started)

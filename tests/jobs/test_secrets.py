@@ -52,12 +52,15 @@ def test_a_run_keeps_and_shows_no_password_and_no_token(tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["run", "submit"])
-def test_a_password_in_the_address_of_shards_is_refused_without_being_shown(verb, tmp_path, capsys):
-    tree = "data: {train: https://me:sentinel@host/train, val: /nfs/val}\nmodel: {norm: group}\n"
-    (tmp_path / "config.yaml").write_text(tree)
+@pytest.mark.parametrize("place", ["data.train=https://host/train", "model.weights=https://host/r50.pth"])
+def test_a_password_in_the_address_of_shards_or_weights_is_refused_without_being_shown(
+    verb, place, tmp_path, capsys
+):
+    (tmp_path / "config.yaml").write_text("data: {train: /nfs/train, val: /nfs/val}\nmodel: {norm: group}\n")
+    words = [str(tmp_path / "config.yaml"), "--run-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
-        main([verb, str(tmp_path / "config.yaml"), "--run-dir", str(tmp_path / "run")])
+        main([verb, *words, "--set", place.replace("host", "me:sentinel@host")])
     shown = capsys.readouterr()
     assert ended.value.code == 2 and shown.err.count("\n") == 1
-    assert "password" in shown.err and "sentinel" not in shown.err + shown.out
+    assert "host/" in shown.err and "sentinel" not in shown.err + shown.out
     assert not (tmp_path / "run").exists()

@@ -404,6 +404,7 @@ def test_a_password_is_not_kept_with_the_run(bench):
     [
         ({"model__norm": "frozen_bn"}, "model.norm=group"),
         ({"model__weights": "nowhere.pth"}, "nowhere.pth: cannot be read"),
+        ({"model__weights": "https://me:secret@host/r50.pth"}, r"me:\*\*\*@host/r50.pth: is a URL"),
     ],
 )
 def test_what_cannot_train_is_refused_before_anything_runs(bench, changes, said):
@@ -442,7 +443,10 @@ def test_a_driver_that_was_replaced_writes_no_report(bench, monkeypatch):
         jobs.stages.report(run)
 
 
-def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(bench, monkeypatch):
+@pytest.mark.parametrize("killed", [False, True])
+def test_stages_that_are_done_are_noted_again_until_all_are_when_the_outbox_has_lost_them(
+    bench, monkeypatch, killed
+):
     bench.run()
     noted = []
 
@@ -451,12 +455,42 @@ def test_stages_that_are_done_are_noted_again_when_the_outbox_has_lost_them(benc
             return True
 
         def stage_started(self, stage, attempt, inputs):
+            if killed and stage == "refine":
+                raise KeyboardInterrupt
             noted.append((stage, inputs == Ledger.load(bench.run_dir).tree["stages"][stage]["input_hash"]))
+
+        def noted_anew(self):
+            noted.append("all")
 
     @contextmanager
     def tracking(*_):
         yield Forgetful()
 
     monkeypatch.setattr(jobs.stages, "tracking", tracking)
-    assert bench.run() == []
-    assert noted == [(stage, True) for stage in ALL]
+    with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+        assert bench.run() == []
+    every = [(stage, True) for stage in ALL]
+    assert noted == (every[:2] if killed else [*every, "all"])
+
+
+@pytest.mark.parametrize(("workers", "threads", "told"), [(2, "4", 1), (2, "2", 0), (1, "4", 0)])
+def test_other_threads_than_before_are_told_once_where_they_alone_may_change_the_last_bits(
+    bench, monkeypatch, capsys, workers, threads, told
+):
+    monkeypatch.setattr(jobs.stages, "_launch", lambda *_: None)
+    bench.run_dir.mkdir()
+
+    def train(workers, threads):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        place = {"path": bench.run_dir, "stop_file": bench.run_dir / "stop"}
+        ledger = Ledger.load(bench.run_dir)
+        config = parse_config(bench.tree, "test")
+        run = SimpleNamespace(config=config, workers=workers, attempt=1, ledger=ledger, **place)
+        jobs.stages.baseline(run)
+        jobs.stages.control(run)
+        return capsys.readouterr().out
+
+    assert train(2, "2") == ""
+    said = train(workers, threads)
+    assert said.count("\n") == told and ("threads: 4, before 2: " in said) == bool(told)
+    assert train(workers, threads) == "", "it goes on with what it has told"

@@ -121,7 +121,7 @@ def test_workers_of_a_killed_driver_die(tmp_path):
 
 
 def test_ranks_share_the_cores_unless_the_user_says_otherwise(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [worker_environment(workers)["OMP_NUM_THREADS"] for workers in (1, 3, 9)] == ["8", "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

@@ -337,6 +337,17 @@ def test_shards_at_a_url_are_no_relative_path(client):
         submit(parse_config(tree), "/nfs/run", 1, HEAD)
 
 
+@pytest.mark.parametrize(
+    "weights", ["https://me:sentinel@host/r50.pth", "https://host/r50.pth", "file:///r50"]
+)
+def test_weights_at_a_url_are_sent_nowhere(client, weights):
+    tree = CONFIG.model_dump(mode="json")
+    tree["model"]["weights"] = weights
+    with pytest.raises(BadInput, match=r"is a URL, .* download it and give its path") as raised:
+        submit(parse_config(tree), "/nfs/run", 1, HEAD)
+    assert "sentinel" not in str(raised.value) and not client.jobs
+
+
 def test_the_package_holds_the_code_the_operator_and_the_resolved_config(client, tmp_path, monkeypatch):
     root = tmp_path / "repository"
     for name in ("ops/_C_cpu.so", "ops/csrc/cpu/kernel.cpp", "jobs/cli.py", "configs/demo.yaml"):

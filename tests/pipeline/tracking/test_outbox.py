@@ -1,7 +1,10 @@
 """An outbox that has lost events says so, and is noted anew; a log that begins anew is read anew."""
 
+import errno
+
 import pytest
 
+import pipeline.tracking.tracker as tracker_module
 from pipeline.tracking.outbox import MetricsTail, append_event, outbox_damage
 from pipeline.tracking.tracker import Tracker, sync
 from shards.errors import BadInput
@@ -31,9 +34,10 @@ def test_a_torn_outbox_is_told_set_aside_and_noted_anew_and_no_point_is_lost_or_
     second = Tracker(run_dir, uri, attempt=2)
     assert second.has_lost_events()
     assert "outbox.jsonl is damaged" in caplog.text and "outbox.broken.jsonl" in caplog.text
-    # What jobs.stages does of a stage that is done.
+    # What jobs.stages does of stages that are done.
     second.stage_started("refine", attempt=2, inputs="a")
     second.stage_finished("refine")
+    second.noted_anew()
     assert second.close()
     state = second.state()
     assert history(uri, state) == list(range(1, 11))
@@ -41,6 +45,62 @@ def test_a_torn_outbox_is_told_set_aside_and_noted_anew_and_no_point_is_lost_or_
     third = Tracker(run_dir, uri, attempt=3)
     assert not third.has_lost_events()
     third.close()
+
+
+def test_a_kill_while_a_damaged_outbox_is_noted_anew_leaves_it_to_the_next_attempt(uri, run_dir):
+    first = Tracker(run_dir, uri)
+    first.stage_finished("refine")
+    first.close()
+    cut(run_dir / "outbox.jsonl", 1)
+    for attempt in (2, 3):
+        tracker = Tracker(run_dir, uri, attempt=attempt)
+        assert tracker.has_lost_events()
+        tracker.close()
+    assert outbox_damage(run_dir, 0) == "", "the outbox alone does not tell"
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("flag", ["kept", "kept later", "kept by the delivery"])
+def test_an_event_that_a_full_disk_did_not_take_is_lost_until_it_is_noted_anew(
+    uri, dead_uri, run_dir, caplog, monkeypatch, flag
+):
+    # The delivery notes the flag too, but of a dead server it notes nothing.
+    first = Tracker(run_dir, uri if flag == "kept by the delivery" else dead_uri, pause_s=0.01)
+    with monkeypatch.context() as disk:
+        disk.setattr(tracker_module, "append_event", full)
+        if flag != "kept":
+            disk.setattr(tracker_module, "write_state", full)
+        first.stage_started("refine", attempt=1, inputs="a")
+    assert "cannot be noted for MLflow ([Errno 28] No space" in caplog.text
+    with monkeypatch.context() as disk:
+        if flag == "kept by the delivery":
+            disk.setattr(tracker_module, "write_state", full)
+        first.stage_finished("refine")
+        first.close()
+    sync(run_dir, uri)
+    assert "some events could not be noted" in caplog.text
+    second = Tracker(run_dir, uri, attempt=2)
+    assert second.has_lost_events()
+    second.noted_anew()
+    second.close()
+    third = Tracker(run_dir, uri, attempt=3)
+    assert not third.has_lost_events()
+    third.close()
+
+
+def test_what_is_lost_while_it_is_noted_anew_stays_lost(uri, run_dir, monkeypatch):
+    first = Tracker(run_dir, uri)
+    with monkeypatch.context() as disk:
+        disk.setattr(tracker_module, "append_event", full)
+        first.stage_started("refine", attempt=1, inputs="a")
+    first.noted_anew()
+    first.close()
+    second = Tracker(run_dir, uri, attempt=2)
+    assert second.has_lost_events()
+    second.close()
 
 
 @pytest.mark.parametrize("keep", [0, 1, 0.5, -1], ids=list(CUTS)[:4])

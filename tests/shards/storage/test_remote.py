@@ -109,6 +109,7 @@ def test_a_password_is_refused_and_not_shown():
     ("url", "expected"),
     [
         ("ftp://me:secret@host/x", "ftp://host/x"),
+        ("https://me@corp.com:secret@host/x", "https://host/x"),
         ("s3://key@bucket/a:b@c", "s3://bucket/a:b@c"),
         ("https://host/a.json?signature=secret", "https://host/a.json"),
         ("/a/path?", "/a/path?"),
