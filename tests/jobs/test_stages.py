@@ -279,7 +279,8 @@ def test_bad_data_may_be_mended_without_redo_since_nothing_is_lost(bench, tmp_pa
 
 
 def test_what_a_kill_left_half_written_is_gone_when_the_stage_goes_on(bench, tmp_path, monkeypatch):
-    run = SimpleNamespace(config=parse_config(bench.tree), path=tmp_path, attempt=1)
+    config = parse_config(bench.tree)
+    run = jobs.stages.Run(config, tmp_path, 1, 1, "local", None, (1,), None, None)
     places = ("evaluate/baseline", "evaluate/refined", "report")
     left = [tmp_path / place / ".file.tmp-there-7" for place in places]
     for path in left:
@@ -291,7 +292,7 @@ def test_what_a_kill_left_half_written_is_gone_when_the_stage_goes_on(bench, tmp
             Path(job["parts"]).mkdir(parents=True)
 
     monkeypatch.setattr(jobs.stages, "_launch", detect)
-    monkeypatch.setattr("pipeline.evaluate.score", lambda *_: None)
+    monkeypatch.setattr("pipeline.evaluate.score", lambda *_, **__: None)
     monkeypatch.setattr("pipeline.report.document.write_report", lambda *_: None)
     jobs.stages.evaluate(run)
     jobs.stages.report(run)
