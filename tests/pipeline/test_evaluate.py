@@ -278,7 +278,7 @@ def test_score_writes_the_form_that_scripts_rely_on(fakes, tmp_path):
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_scoring_that_was_replaced_writes_no_more(fakes, tmp_path, allowed):
     """At its begin, or in the minutes between the results and their AP."""
-    run, answers = fakes[0], [None] * allowed
+    run, answers = fakes[1], [None] * allowed
 
     def may_commit():
         if not answers:

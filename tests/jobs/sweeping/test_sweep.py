@@ -161,13 +161,13 @@ def test_weights_at_a_url_are_refused_before_anything_shows_them(bench):
     rows = [{**ROWS[0], "set": {"model.weights": "https://me:sentinel@host/r50.pth"}}]
     with pytest.raises(BadInput, match=r"me:\*\*\*@host/r50.pth: is a URL"):
         bench.sweep(rows)
+    assert bench.did == [] and not (bench.folder / "runs").exists()
 
 
 def test_a_table_is_told_whole_at_every_attempt_so_that_nothing_stays_lost(bench):
     bench.sweep(ROWS[:1])
     names = [name for name, _ in bench.trackers[-1].told]
     assert names.index("noted_anew") > max(names.index("stage_finished"), names.index("log_artifact"))
-    assert bench.did == [] and not (bench.folder / "runs").exists()
 
 
 def test_being_asked_to_stop_stops_the_sweep(bench):
