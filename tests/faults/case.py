@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,14 +181,18 @@ def products(run: Path) -> dict[str, str]:
     for name in NETWORKS:
         found[f"results {name}"] = _sha(run / "evaluate" / name / "coco_results.json")
     found["best baseline"] = _sha(run / "baseline" / "best.safetensors")
-    return found | {"evaluations baseline": _hash(results_of(run / "baseline"))}
+    return found | {"evaluations baseline": _hash(_timeless(results_of(run / "baseline"), "seconds"))}
 
 
 def series(run: Path, stage: str) -> list[dict]:
     """Return a stage's metrics without the speed, the one thing that may differ."""
     path = run / stage / "metrics.jsonl"
     lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return _timeless(lines, "images_per_s")
+
+
+def _timeless(lines: Iterable[dict], clock: str) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != clock} for line in lines]
 
 
 def untold(run: Path) -> list[str]:
