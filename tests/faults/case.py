@@ -156,7 +156,8 @@ def _config(folder: Path) -> dict:
         for split in ("train", "val")
     }
     return {
-        "data": {**data, "loader_workers": 0},
+        # Small shards: each is one process's work.
+        "data": {**data, "loader_workers": 0, "shard_size_mb": 1},
         "model": MODEL,
         "train": train,
         "checkpoint_every": CHECKPOINT_EVERY,

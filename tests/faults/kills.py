@@ -217,6 +217,9 @@ def strike(process: Popen, kill: Kill, run: Path) -> str:
     """Kill by SIGKILL; return which processes, or an empty string if there was none of that kind."""
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
+        if kill.phase == "shard" and ledger_state(run, "shard") != "running":
+            # Else it would wait for a rank of the next stage, and count that.
+            return ""
         found = victims(process, kill)
         if found:
             names = [_name(victim) for victim in found]
