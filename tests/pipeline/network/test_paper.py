@@ -130,22 +130,25 @@ def paper_losses(model, features, proposals, labels, target):
 
 def test_losses_and_gradients_are_the_papers():
     # A low threshold makes many positives, and pseudo labels among them that are not the match's label.
-    model = shaken(Refine(iou=0.02)).train()
-    image, target = tiny_image(0), tiny_target(7)
+    # In float64: in float32 gradients through the whole backbone differ by a part in a thousand on some
+    # processors. Heads and losses have a float32 of their own.
+    model = shaken(Refine(iou=0.02)).train().double()
+    image, target = tiny_image(0).double(), tiny_target(7)
+    target["boxes"] = target["boxes"].double()
     batch, targets = model.transform([image], [target])
     stage = model.first_stage(batch, targets, 3)
     proposals, labels = stage.sampled.rois[:, 1:], stage.sampled.labels
     expected = paper_losses(model, stage.features, proposals, labels, targets[0])
     losses = model([image], [target], 3)
     for name, loss in expected.items():
-        torch.testing.assert_close(losses[name][0], loss, rtol=1e-4, atol=1e-3, msg=name)
+        torch.testing.assert_close(losses[name][0].double(), loss, rtol=1e-6, atol=1e-6, msg=name)
         parameters = dict(model.named_parameters())
         mine = torch.autograd.grad(losses[name][0], parameters.values(), retain_graph=True, allow_unused=True)
         theirs = torch.autograd.grad(loss, parameters.values(), retain_graph=True, allow_unused=True)
         for parameter, first, second in zip(parameters, mine, theirs, strict=True):
             first = torch.zeros(1) if first is None else first
             second = torch.zeros_like(first) if second is None else second
-            assert (first - second).norm() <= 1e-3 * second.norm() + 1e-5, (name, parameter)
+            assert (first - second).norm() <= 1e-4 * second.norm() + 1e-6, (name, parameter)
 
 
 def test_the_base_of_mr_rcnn_is_the_baseline():
