@@ -5,7 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -32,9 +32,18 @@ def processes(workers: int) -> Iterator[Spread]:
     if workers <= 1:
         yield map
         return
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        yield partial(in_order, pool.submit, _result, workers)
+        try:
+            yield partial(in_order, pool.submit, Future.result, workers)
+        except BrokenProcessPool:
+            # The pool does not end one that was being started just then, and would wait for it for ever.
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise CutShort(
+                "a worker process was killed, perhaps for want of memory; give fewer --workers, "
+                "the same command goes on"
+            ) from None
 
 
 def map_ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
@@ -58,16 +67,6 @@ def in_order(
     finally:
         for future in waiting:
             future.cancel()
-
-
-def _result(future: object) -> object:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise CutShort(
-            "a worker process was killed, perhaps for want of memory; give fewer --workers, "
-            "the same command goes on"
-        ) from None
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,24 @@ def end_by_signal(task: int) -> int:
 def test_a_killed_worker_is_told_in_one_line():
     with pytest.raises(CutShort, match="was killed, perhaps for want of memory; give fewer --workers"):
         list(map_ordered(end_by_signal, range(4), 2))
+
+
+def test_a_process_that_is_being_started_when_another_is_killed_is_not_waited_for(monkeypatch):
+    """Not in the pool's book yet when the pool ends those that are, it would wait for tasks for ever."""
+    real, started = SpawnProcess.start, []
+
+    def start(process):
+        real(process)
+        started.append(process)
+        if len(started) == 2:
+            started[0].kill()
+            # The pool's own thread ends what is in its book.
+            time.sleep(2)
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    with pytest.raises(CutShort, match="was killed"):
+        list(map_ordered(time.sleep, [60, 60], 2))
+    assert len(started) == 2 and not started[1].is_alive()
 
 
 @pytest.mark.parametrize("change", ["longer", "gone"])
