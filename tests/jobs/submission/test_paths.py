@@ -6,11 +6,11 @@ import jobs.submission.submit
 from configs.load import parse_config
 from jobs.submission.submit import submit
 from shards.errors import BadInput
-from tests.jobs.submission.test_submit import CONFIG, HEAD, client  # noqa: F401
+from tests.jobs.submission.job_server import CONFIG, HEAD
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.val", "data.cache_dir", "model.weights"])
-def test_relative_paths_are_refused_since_the_job_runs_elsewhere(client, key):  # noqa: F811
+def test_relative_paths_are_refused_since_the_job_runs_elsewhere(client, key):
     section, name = key.split(".")
     tree = CONFIG.model_dump(mode="json")
     tree[section][name] = "somewhere/else"

@@ -4,10 +4,10 @@ import pytest
 
 from jobs.submission.submit import submit
 from shards.errors import BadInput
-from tests.jobs.submission.test_submit import CONFIG, HEAD, client  # noqa: F401
+from tests.jobs.submission.job_server import CONFIG, HEAD
 
 
-def test_a_redo_that_ended_while_nobody_looked_is_not_begun_anew_unasked(client):  # noqa: F811
+def test_a_redo_that_ended_while_nobody_looked_is_not_begun_anew_unasked(client):
     client.code = 1
     submit(CONFIG, "/nfs/run", 4, HEAD, "refine")
     client.code = 0
