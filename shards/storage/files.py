@@ -78,7 +78,7 @@ def flush_path(path: Path) -> None:
 
 @contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Hold the folder for this process, and clear away what a killed one left half-written.
+    """Hold the folder for this process; clear away what was left half-written before, and in the meantime.
 
     Raises:
         BadInput: another live process of this machine holds it.
@@ -91,6 +91,8 @@ def only_writer(directory: Path) -> Iterator[None]:
             raise BadInput(f"{directory}: another process is writing there; wait for it or stop it") from None
         clear_temporaries(directory)
         yield
+        # Of machines that were lost while they wrote for this process.
+        clear_temporaries(directory)
     finally:
         os.close(descriptor)
 

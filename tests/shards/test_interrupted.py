@@ -174,6 +174,20 @@ def test_want_of_room_for_temporary_files_is_no_fault_of_an_image(case, monkeypa
         write_shards(case.images, case.json, case.out, on_bad="skip")
 
 
+def test_what_a_machine_that_was_lost_meanwhile_left_half_written_is_cleared_away(case, undisturbed):
+    @contextmanager
+    def elsewhere():
+        def spread(make, tasks):
+            for task in tasks:
+                (case.out / ".images-000000.tar.tmp-lost-1").write_bytes(b"half")
+                yield make(task)
+
+        yield spread
+
+    write_shards(case.images, case.json, case.out, spreading=elsewhere())
+    assert contents(case.out) == undisturbed
+
+
 def test_shards_that_went_to_another_machine_are_not_called_finished(case, tmp_path):
     case.json.write_text(json.dumps(case.tree))
 
