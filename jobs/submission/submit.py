@@ -15,6 +15,7 @@ from jobs.checks import check_sources
 from jobs.console import say
 from jobs.submission.follow import Job, follow
 from jobs.submission.package import packaged
+from pipeline.tracking.uri import DEFAULT_FILE, DEFAULT_URI
 from shards.errors import BadInput
 from shards.storage.secrets import holds_secret, redact
 
@@ -68,10 +69,10 @@ def entrypoint(run_dir: str, workers: int, redo: str | None = None, min_workers:
     words = ["python", "-m", "jobs.cli", "run", CONFIG, "--run-dir", run_dir, "--workers", str(workers)]
     words += ["--launcher", "ray", "--address", "auto", *(["--redo", redo] if redo else [])]
     words += ["--min-workers", str(min_workers)] if min_workers else []
-    # Unless the cluster has a server: MLflow's own default is a file in a directory that Ray deletes.
-    uri = f"${{MLFLOW_TRACKING_URI:-{shlex.quote(f'sqlite:///{Path(run_dir).parent}/mlflow.db')}}}"
+    # MLflow's own default is a file in a directory that Ray deletes.
+    uri = shlex.quote(f"sqlite:///{Path(run_dir).parent}/{DEFAULT_FILE}")
     check = f"python -m jobs.submission.submit {shlex.quote(_backend())}"
-    return f"export MLFLOW_TRACKING_URI={uri} && {check} && {shlex.join(words)}"
+    return f"export {DEFAULT_URI}={uri} && {check} && {shlex.join(words)}"
 
 
 def connect(address: str) -> Any:

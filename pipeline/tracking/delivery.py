@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,14 @@ def write_state(run_dir: Path, state: dict[str, Any]) -> None:
 class Delivery:
     """One run directory's connection to one MLflow; any of its methods may raise whatever MLflow raises."""
 
-    def __init__(self, run_dir: Path, uri: str, state: dict[str, Any]):
-        """`state` is RUN/tracking.json: key, uri, experiment, runs, lost, events (bytes), waiting (files)."""
-        self._run_dir, self._uri, self.state = run_dir, uri, state
+    def __init__(
+        self, run_dir: Path, uri: str, state: dict[str, Any], check: Callable[[], None] = lambda: None
+    ):
+        """`state` is RUN/tracking.json: key, uri, experiment, runs, lost, events (bytes), waiting (files).
+
+        `check` is asked before anything is sent or noted, and raises if another process does that now.
+        """
+        self._run_dir, self._uri, self.state, self._check = run_dir, uri, state, check
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[str, str] = {}
@@ -53,6 +58,7 @@ class Delivery:
 
     def deliver(self) -> None:
         """Deliver all that waits, then return."""
+        self._check()
         if self._client is None:
             self._connect()
         self._failure = None
@@ -93,7 +99,7 @@ class Delivery:
 
         self._runs, self._marks = {}, {}
         client = MlflowClient(self._uri)
-        self._experiment = _experiment(client, self.state["experiment"])
+        self._experiment = _experiment(client, self.state["experiment"], _files_beside(self._uri))
         self._client = client
         known = self.state["runs"].get(PIPELINE)
         if known not in (None, self._run_of(PIPELINE)):
@@ -184,6 +190,7 @@ class Delivery:
         points = [Metric(key, value, time_ms, step) for key, value, step in _new_points(rows, marks)]
         for start in range(0, len(points), POINTS_AT_ONCE):
             sent = points[start : start + POINTS_AT_ONCE]
+            self._check()
             self._client.log_batch(run_id, metrics=sent)
             marks.update((point.key, point.step) for point in sent)
             self.delivered += len(sent)
@@ -233,6 +240,7 @@ class Delivery:
             self._client.log_artifact(run_id, str(path), folder or None)
 
     def _note(self, **changes: Any) -> None:
+        self._check()
         self.state.update(changes)
         write_state(self._run_dir, self.state)
 
@@ -259,14 +267,20 @@ def _name(key: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", key)
 
 
-def _experiment(client: Any, name: str) -> str:
+def _files_beside(uri: str) -> str | None:
+    # MLflow's own default is the working directory, and that of a job is deleted by Ray.
+    path = uri.removeprefix("sqlite:///")
+    return str(Path(path).parent / "mlruns") if path != uri else None
+
+
+def _experiment(client: Any, name: str, files: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     try:
-        return client.create_experiment(name)
+        return client.create_experiment(name, artifact_location=files)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -155,6 +155,9 @@ class Tracker:
             )
         return self._complete
 
+    def _check(self) -> None:
+        check_attempt(self._run_dir, self._attempt)
+
     def _begin_outbox_anew(self, damage: str) -> None:
         path = self._run_dir / "outbox.jsonl"
         aside = path.with_name("outbox.broken.jsonl")
@@ -166,7 +169,7 @@ class Tracker:
 
     def _append(self, kind: str, **fields: Any) -> None:
         try:
-            check_attempt(self._run_dir, self._attempt)
+            self._check()
         except StaleAttempt:
             self._closing.set()
             raise
@@ -193,7 +196,7 @@ class Tracker:
             if self._closing.wait(self._pause_s):
                 return
         try:
-            self._deliver_until_closed(Delivery(self._run_dir, self._uri, self._state))
+            self._deliver_until_closed(Delivery(self._run_dir, self._uri, self._state, self._check))
         finally:
             _unlock(lock)
 
@@ -218,6 +221,10 @@ class Tracker:
     def _try(self, delivery: Delivery) -> bool:
         try:
             delivery.deliver()
+        except StaleAttempt:
+            # What was noted here is in the newer attempt's outbox, and it delivers.
+            self._closing.set()
+            return False
         except Exception as error:
             delivery.disconnect()
             if not self._warned:

@@ -14,6 +14,7 @@ from configs.load import parse_config
 from jobs.errors import JobFailed
 from jobs.submission.package import packaged
 from jobs.submission.submit import entrypoint, operator_fault, submit
+from pipeline.tracking.uri import resolve_uri
 from shards.errors import BadInput
 from tests.jobs.submission.job_server import CONFIG, HEAD, Client
 
@@ -47,16 +48,21 @@ def test_why_a_job_failed_is_told_where_its_log_does_not(client, capsys, code, m
     assert "sentinel" not in last and "page" not in last
 
 
-def test_mlflow_is_the_submitters_else_the_clusters_else_beside_the_run(client, monkeypatch):
+def test_mlflow_is_the_submitters_else_the_clusters_else_the_runs_else_beside_it(client, monkeypatch):
     submit(CONFIG, "/nfs/runs/one", 1, HEAD)
     assert "MLFLOW_TRACKING_URI" not in client.variables
-    shown = f"{client.entrypoint.split(' && ')[0]} && echo $MLFLOW_TRACKING_URI"
+    shown = f"{client.entrypoint.split(' && ')[0]} && env"
 
-    def said(**variables):
-        return subprocess.check_output(shown, shell=True, env=variables, text=True).strip()
+    def used(remembered=None, **variables):
+        told = subprocess.check_output(shown, shell=True, env=variables, text=True).splitlines()
+        with monkeypatch.context() as patch:
+            for name, _, value in (line.partition("=") for line in told):
+                patch.setenv(name, value)
+            return resolve_uri(None, remembered)
 
-    assert said() == "sqlite:////nfs/runs/mlflow.db"
-    assert said(MLFLOW_TRACKING_URI="http://cluster:5000") == "http://cluster:5000"
+    assert used() == "sqlite:////nfs/runs/mlflow.db"
+    assert used(remembered="http://first:5000") == "http://first:5000", "a run stays where it began"
+    assert used(MLFLOW_TRACKING_URI="http://cluster:5000") == "http://cluster:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     submit(CONFIG, "/nfs/runs/two", 1, HEAD)
     assert client.variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"

@@ -261,6 +261,8 @@ def test_uri_is_resolved_once_and_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert resolve_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MRRCNN_DEFAULT_TRACKING_URI", "sqlite:////beside/mlflow.db")
+    assert resolve_uri(None) == "sqlite:////beside/mlflow.db"
     assert resolve_uri(None, "sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert resolve_uri(None, "sqlite:////elsewhere/mlflow.db") == "http://server:5000"
@@ -328,6 +330,48 @@ def test_a_driver_whose_directory_was_taken_over_notes_nothing(uri, run_dir):
             note()
     stale._thread.join(30)
     assert not stale._thread.is_alive() and read_events(run_dir) == before
+
+
+def test_a_driver_whose_directory_was_taken_over_delivers_nothing(uri, run_dir, caplog):
+    """Two that send the same log send its points twice, and each puts its own state over the other's."""
+    with acquire(run_dir) as lease:
+        stale = Tracker(run_dir, uri, pause_s=0.05, attempt=lease.attempt)
+        stale.stage_started("refine", attempt=1)
+        wait_until(lambda: "refine" in stale.state()["runs"])
+    with acquire(run_dir):
+        state = (run_dir / "tracking.json").read_text()
+        write_steps(run_dir, range(1, 4))
+        stale._thread.join(30)
+    assert not stale._thread.is_alive() and "out of reach" not in caplog.text
+    assert (run_dir / "tracking.json").read_text() == state
+    assert history(uri, stale.state()) == []
+
+
+def test_a_driver_that_is_replaced_while_it_delivers_sends_and_notes_no_more(uri, run_dir):
+    Tracker(run_dir, uri).close()
+    state = json.loads((run_dir / "tracking.json").read_text())
+    append_event(run_dir, {"kind": "started", "stage": "refine", "attempt": 1, "inputs": ""})
+    write_steps(run_dir, range(1, 4))
+    asked = []
+
+    def check():
+        asked.append(1)
+        if len(asked) > 3:
+            raise StaleAttempt("over")
+
+    with pytest.raises(StaleAttempt):
+        Delivery(run_dir, uri, state, check).deliver()
+    assert history(uri, state) == []
+
+
+def test_files_of_a_database_lie_beside_it_wherever_the_run_was_begun(uri, run_dir, tmp_path, monkeypatch):
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    (run_dir / "config.yaml").write_text("seed: 0\n")
+    tracker = Tracker(run_dir, uri)
+    tracker.log_artifact("pipeline", run_dir / "config.yaml")
+    assert tracker.close()
+    assert list((tmp_path / "mlruns").rglob("config.yaml")) and not list((tmp_path / "job").iterdir())
 
 
 def test_a_failing_artifact_store_holds_up_nothing_else(uri, run_dir, tmp_path):
