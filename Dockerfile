@@ -3,6 +3,7 @@
 #   docker build -t mrrcnn:0.1.0 .
 #   docker build -t mrrcnn:0.1.0-gpu --build-arg BASE=nvidia/cuda:13.2.0-devel-ubuntu24.04 .
 #
+#   mkdir -p runs
 #   docker run --rm --init --shm-size=4g -v $PWD/runs:/runs -w /runs --user $(id -u) mrrcnn:0.1.0 demo --run-dir demo
 #   docker run --rm --init --shm-size=4g --gpus all -v /nfs:/nfs -w /nfs --user $(id -u) \
 #     mrrcnn:0.1.0-gpu run config.yaml --run-dir run
@@ -16,9 +17,11 @@ ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
-# wget: with it KubeRay asks a pod whether it is well. rsync: with it `ray up` brings files.
+# wget: with it KubeRay asks a pod whether it is well. rsync, openssh-client: with them `ray up` brings files,
+# and its head starts the workers.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-dev python3-venv g++ make git wget rsync \
+ && apt-get install -y --no-install-recommends python3 python3-dev python3-venv g++ make git wget \
+    rsync openssh-client \
  && rm -rf /var/lib/apt/lists/*
 
 RUN python3 -m venv /opt/mrrcnn

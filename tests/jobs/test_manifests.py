@@ -205,8 +205,8 @@ def test_ray_up_takes_the_cluster_file(name):
 
 def test_the_image_has_what_kuberay_and_ray_up_need_of_it():
     text = (ROOT / "Dockerfile").read_text()
-    installed = re.search(r"--no-install-recommends (.*) \\", text)[1].split()
-    assert {"wget", "rsync", "g++", "python3-venv"} <= set(installed)
+    installed = re.search(r"--no-install-recommends (.*?)\n &&", text, re.DOTALL)[1].split()
+    assert {"wget", "rsync", "openssh-client", "g++", "python3-venv"} <= set(installed)
     # KubeRay's login shell reads the profile and not ENV.
     assert "PATH=/opt/mrrcnn/bin:$PATH' > /etc/profile.d/mrrcnn.sh" in text
     copied = {line.split()[1] for line in text.splitlines() if line.startswith("COPY ") and "." not in line}
