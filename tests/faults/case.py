@@ -176,13 +176,20 @@ def trained(run: Path, stage: str = "baseline") -> dict[str, str]:
 
 def products(run: Path) -> dict[str, str]:
     """Return a hash of everything that must not depend on what happened on the way."""
-    found = {f"shards {split}": _sha(run / "shards" / split / "dataset.json") for split in ("train", "val")}
+    found = {f"shards {split}": _hash(contents(run / "shards" / split)) for split in ("train", "val")}
     for stage in TRAINED:
         found |= trained(run, stage)
     for name in NETWORKS:
-        found[f"results {name}"] = _sha(run / "evaluate" / name / "coco_results.json")
+        for file in ("coco_results", "metrics"):
+            found[f"{file} {name}"] = _sha(run / "evaluate" / name / f"{file}.json")
     found["best baseline"] = _sha(run / "baseline" / "best.safetensors")
     return found | {"evaluations baseline": _hash(_timeless(results_of(run / "baseline"), "seconds"))}
+
+
+def contents(shards: Path) -> dict[str, str]:
+    """Return the hash of every file of a folder of shards, but for the report, which tells of the command."""
+    files = sorted(shards.iterdir()) if shards.exists() else []
+    return {path.name: _sha(path) for path in files if path.name != "report.json"}
 
 
 def series(run: Path, stage: str) -> list[dict]:

@@ -18,7 +18,7 @@ def fill_disk(folder: Path, say: Callable[[str], None]) -> list[str]:
     with small_disk(folder / "disk", int(1.6 * sizes)) as disk:
         if disk is None:
             say("full disk: NOT TRIED, mounting a tmpfs takes root")
-            return []
+            return ["full disk: not tried; be root, or name the other trials"]
         run = disk / "run"
         code = exit_code(stage.start(run, "torchrun"), run)
         said = log_of(run).read_text().strip().splitlines()[-1]

@@ -23,9 +23,10 @@ from tests.faults.watch import kill as kill_process
 TARGETS = ("worker", "driver", "raylet", "host")
 # Ranks under Ray and torchrun, processes that shard, and the one that evaluates beside training.
 WORKERS = ("RayTrainWorker", "-m jobs.launching.worker", "multiprocessing.spawn", "-m pipeline.evaluating")
-PHASES = ("shard", "step", "checkpoint", "switch", "evaluate")
+# "wait": the baseline has made its last step, and waits for what evaluates beside it.
+PHASES = ("shard", "step", "checkpoint", "switch", "wait", "evaluate")
 # How long after its sign a kill comes, at most: about as long as the thing takes.
-SPREAD_S = {"shard": 3.0, "step": 0.5, "checkpoint": 0.02, "switch": 6.0, "evaluate": 5.0}
+SPREAD_S = {"shard": 3.0, "step": 0.5, "checkpoint": 0.02, "switch": 6.0, "wait": 5.0, "evaluate": 5.0}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def plan(seed: int, runs: int, launchers: list[str]) -> Iterator[tuple[str, list
         turn = run // len(launchers)
         # Which of the three trainings is killed in which way.
         stages = dict(zip(("step", "checkpoint", "switch"), rng.sample(TRAINED, 3), strict=True))
+        stages["wait"] = TRAINED[0]
         kills = []
         for place, phase in enumerate(PHASES):
             targets = [
@@ -204,11 +206,15 @@ def signs(run: Path, kill: Kill) -> Callable[[], bool]:
     def begun() -> bool:
         return ledger_state(run, kill.stage) == "running" and not steps(stage)
 
+    def waits() -> bool:
+        return steps(stage) == ITERS and not (stage / "weights.safetensors").exists()
+
     return {
         "shard": lambda: ledger_state(run, "shard") == "running",
         "step": lambda: steps(stage) >= kill.step,
         "checkpoint": written,
         "switch": begun,
+        "wait": waits,
         "evaluate": lambda: any(run.glob(".jobs/evaluate-*/progress.log")),
     }[kill.phase]
 

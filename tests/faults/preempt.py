@@ -11,41 +11,51 @@ from pathlib import Path
 import psutil
 
 from pipeline.checkpoint import defects
-from tests.faults.case import ROOT, OneStage, environment, log_of, trained
-from tests.faults.kills import Kill, steps, strike, victims
+from tests.faults.case import ITERS, ROOT, OneStage, Pipeline, environment, log_of, products, untold
+from tests.faults.kills import Kill, signs, steps, strike, victims
 from tests.faults.watch import end, exit_code, orphans, wait_for
 
 # What Kubernetes gives a container that it ends.
 GRACE_S, STEP = 30.0, 4
+Say = Callable[[str], None]
 
 
-def ask_to_stop(folder: Path, say: Callable[[str], None], launchers: list[str]) -> list[str]:
-    """Return what went wrong when the driver got SIGTERM in mid-training and was started again."""
-    stage, faults = OneStage.make(folder), []
-    stage.finish(folder / "undisturbed", "torchrun")
-    for launcher in launchers:
-        run = folder / launcher
-        process = stage.start(run, launcher)
-        wait_for(process, lambda run=run: steps(run / "baseline") >= STEP, run)
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        code = exit_code(process, run)
-        took, last = time.monotonic() - began, steps(run / "baseline")
-        saved = (run / "baseline" / "checkpoints" / f"step-{last:09d}").exists()
-        stage.finish(run, launcher)
-        same = trained(run) == trained(folder / "undisturbed")
-        went_on = f"checkpoints/step-{last:09d}" in log_of(run).read_text()
-        say(
-            f"SIGTERM under {launcher}: exit {code} after {took:.1f} s, step {last} "
-            f"{'saved' if saved else 'NOT SAVED'}; afterwards {'all the same' if same else 'DIFFERS'}"
-        )
-        wrong = {"exit code": code != 143, "step not saved": not saved, "result": not same}
-        wrong |= {"slower than the grace period": took > GRACE_S, "began anew": not went_on}
-        faults += [f"SIGTERM, {launcher}: {name}" for name, is_so in wrong.items() if is_so]
-    return faults
+def ask_to_stop(folder: Path, say: Say, launchers: list[str]) -> list[str]:
+    """Return what went wrong when `mrrcnn run` got SIGTERM in a step, and again in the wait at its stage's end."""
+    pipeline, calm = Pipeline.make(folder), folder / "undisturbed"
+    pipeline.finish(calm, "torchrun")
+    return [fault for launcher in launchers for fault in _stop_twice(pipeline, calm, launcher, say)]
 
 
-def drain_node(folder: Path, say: Callable[[str], None]) -> list[str]:
+def _stop_twice(pipeline: Pipeline, calm: Path, launcher: str, say: Say) -> list[str]:
+    run, stage = calm.with_name(launcher), calm.with_name(launcher) / "baseline"
+    in_training = _stopped(pipeline, run, launcher, lambda: steps(stage) >= STEP)
+    last = steps(stage)
+    saved = (stage / "checkpoints" / f"step-{last:09d}").exists()
+    waits = Kill("wait", "driver", stage.name, ITERS, 0.0, 0.0)
+    in_wait = _stopped(pipeline, run, launcher, signs(run, waits))
+    pipeline.finish(run, launcher)
+    same = products(run) == products(calm) and not untold(run)
+    kept, verdict = "saved" if saved else "NOT SAVED", "all the same" if same else "DIFFERS"
+    say(f"SIGTERM under {launcher}: exit {in_training[0]} after {in_training[1]:.1f} s, step {last} {kept}")
+    say(f"  while it waits for an evaluation: exit {in_wait[0]} after {in_wait[1]:.1f} s; then {verdict}")
+    went_on = f"checkpoints/step-{last:09d}" in log_of(run).read_text()
+    wrong = {"exit code": {in_training[0], in_wait[0]} != {143}, "step not saved": not saved}
+    slow = max(in_training[1], in_wait[1]) > GRACE_S
+    wrong |= {"slower than the grace period": slow, "began anew": not went_on, "result": not same}
+    return [f"SIGTERM, {launcher}: {name}" for name, is_so in wrong.items() if is_so]
+
+
+def _stopped(pipeline: Pipeline, run: Path, launcher: str, sign: Callable[[], bool]) -> tuple[int, float]:
+    """Return exit code and seconds of a run that gets SIGTERM when a sign has come."""
+    process = pipeline.start(run, launcher)
+    wait_for(process, sign, run)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    return exit_code(process, run), time.monotonic() - began
+
+
+def drain_node(folder: Path, say: Say) -> list[str]:
     """Return what went wrong when Ray was told that the only node will be gone in half a minute."""
     # No checkpoint is due for hours, so the one that appears is the notice's.
     never = ("train.baseline.iters=100000", "checkpoint_every=100000")

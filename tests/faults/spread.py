@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.local_cluster import LocalCluster, local_cluster
-from shards.storage.files import sha256_of
 from shards.synthetic.synth import write_synthetic
 from shards.write import write_shards
-from tests.faults.case import ROOT, SIZE, log_of
+from tests.faults.case import ROOT, SIZE, contents, log_of
 from tests.faults.watch import MARK, exit_code, wait_for
 
 IMAGES, SHARD_MB, HEAD = 3000, 1, 0
@@ -66,8 +65,3 @@ def _shard(cluster: LocalCluster, folder: Path, out: Path) -> subprocess.Popen:
 def _source(folder: Path) -> tuple[Path, Path]:
     coco = folder / "coco"
     return coco / "train2017", coco / "annotations" / "instances_train2017.json"
-
-
-def contents(out: Path) -> dict[str, str]:
-    """Return the hash of every file of a folder of shards, but for the report, which tells of the command."""
-    return {path.name: sha256_of(path) for path in out.iterdir() if path.name != "report.json"}

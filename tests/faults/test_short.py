@@ -103,6 +103,6 @@ def test_a_plan_is_its_seeds_and_hits_every_target_in_every_phase():
     assert list(plan(3, 10, ["ray", "torchrun"])) == list(plan(3, 10, ["ray", "torchrun"]))
     assert list(plan(3, 10, ["ray"])) != list(plan(4, 10, ["ray"]))
     every = {(kill.target, kill.phase) for _, kills in plan(0, 8, ["ray"]) for kill in kills}
-    phases = ("step", "checkpoint", "switch", "evaluate")
+    phases = ("step", "checkpoint", "switch", "wait", "evaluate")
     wanted = {(target, phase) for target in ("worker", "driver", "raylet", "host") for phase in phases}
     assert every == wanted | {(target, "shard") for target in ("worker", "driver", "host")}

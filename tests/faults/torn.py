@@ -12,7 +12,11 @@ from tests.faults.kills import Kill, steps, strike
 from tests.faults.watch import end, orphans, wait_for
 
 CUTS = {"0": 0.0, "1 byte": 1, "half": 0.5, "end - 1": -1}
-TORN_SNAPSHOT = '{"ray_version": '
+SNAPSHOT = (
+    '{"ray_version": "2.60.0", "checkpoint_results": [], "checkpoint_report_indices": [], '
+    '"latest_checkpoint_result": null, "pending_training_results": [], "pending_validation_specs": [], '
+    '"current_report_index": 0}'
+)
 Say = Callable[[str], None]
 
 
@@ -75,21 +79,30 @@ def _outbox(folder: Path, say: Say) -> list[str]:
 
 
 def _ray_and_newest(stage: OneStage, run: Path, calm: Path, say: Say) -> list[str]:
-    # Where the second attempt's first start will keep its own; Ray cannot start from a torn one.
-    snapshot = run / ".jobs" / "baseline-2" / "ray" / "baseline-2-0" / "checkpoint_manager_snapshot.json"
-    snapshot.parent.mkdir(parents=True)
-    snapshot.write_text(TORN_SNAPSHOT)
+    snapshots = list(_planted(run / ".jobs" / "baseline-2" / "ray"))
     newest = newest_checkpoint(run / "baseline" / "checkpoints")
     _cut(newest / "weights.safetensors", 0.5)
     stage.finish(run, "ray")
-    read = snapshot.exists() and snapshot.read_text() == TORN_SNAPSHOT
+    read = any(path.exists() and path.read_bytes() == content for path, content in snapshots)
     same = trained(run) == trained(calm)
     told = f"{newest.name} is broken: weights.safetensors differ" in log_of(run).read_text()
-    say(f"a torn snapshot laid where Ray looks: {'STILL THERE' if read else 'deleted before it does'}")
+    told_of = f"{len(snapshots)} torn snapshots laid where Ray looks"
+    say(f"{told_of}: {'STILL THERE' if read else 'deleted before it does'}")
     verdict = f"{'told' if told else 'NOT TOLD'}, {'all the same' if same else 'DIFFERS'}"
     say(f"the newest checkpoint cut: {verdict}")
     broken = read or not told or not same
-    return ["a run with a torn snapshot of Ray's and a torn newest checkpoint"] if broken else []
+    return ["a run with torn snapshots of Ray's and a torn newest checkpoint"] if broken else []
+
+
+def _planted(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield snapshots, each cut in another way, where the second attempt's starts would keep theirs."""
+    # Ray writes none for us, as it is told of no checkpoint, and cannot start from a torn one.
+    for start, keep in enumerate(CUTS.values()):
+        path = folder / f"baseline-2-{start}" / "checkpoint_manager_snapshot.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(SNAPSHOT)
+        _cut(path, keep)
+        yield path, path.read_bytes()
 
 
 def torn(path: Path) -> Iterator[tuple[str, Path]]:
