@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def ask_to_stop(folder: Path, say: Say, launchers: list[str]) -> list[str]:
-    """Return what went wrong when `mrrcnn run` got SIGTERM in a step, and again in the wait at its stage's end."""
+    """Return what went wrong when `mrrcnn run` got SIGTERM in a step, then in a wait at a stage's end."""
     pipeline, calm = Pipeline.make(folder), folder / "undisturbed"
     pipeline.finish(calm, "torchrun")
     return [fault for launcher in launchers for fault in _stop_twice(pipeline, calm, launcher, say)]
