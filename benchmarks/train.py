@@ -122,13 +122,17 @@ def show(cost: dict, starts: dict) -> None:
         print(
             f"{BLOCK} steps, {clock}: {cost['without'][f'{clock}_s']:.2f} s without a checkpoint, "
             f"{cost['with'][f'{clock}_s']:.2f} s with one: {cost[f'{clock}_percent']:+.1f} % "
-            f"(at most {LIMIT_PERCENT} %)"
+            f"({_verdict(cost[f'{clock}_percent'], LIMIT_PERCENT)} %)"
         )
     print(f"the step that saves takes {cost['held_up_s'] * 1000:.0f} ms more than the others")
     print(
         f"start of the processes to the end of the first step: {starts['resumed_s']:.1f} s from a checkpoint "
-        f"(at most {LIMIT_S} s), {starts['fresh_s']:.1f} s from nothing"
+        f"({_verdict(starts['resumed_s'], LIMIT_S)} s), {starts['fresh_s']:.1f} s from nothing"
     )
+
+
+def _verdict(found: float, limit: float) -> str:
+    return f"{'within' if found <= limit else 'OVER'} {limit}"
 
 
 def _held_up(ticks: list[dict[str, float]], block: int) -> float:

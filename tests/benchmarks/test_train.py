@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import train
-from benchmarks.train import BLOCK, checkpoint_cost
+from benchmarks.train import BLOCK, checkpoint_cost, show
 from benchmarks.train_ranks import Ticks
 from pipeline.notice import Notice
 
@@ -40,3 +40,13 @@ def test_cost_is_that_of_blocks_with_over_blocks_without(tmp_path, monkeypatch):
     assert found["without"] == {"wall_s": BLOCK, "cpu_s": BLOCK}
     assert found["held_up_s"] == 1.0
     assert found["wall_percent"] == pytest.approx(100 / BLOCK) == found["cpu_percent"]
+
+
+def test_a_figure_over_its_limit_is_said_to_be(capsys):
+    cost = {kind: {"wall_s": 1.0, "cpu_s": 1.0} for kind in ("with", "without")}
+    show(
+        cost | {"wall_percent": 3.1, "cpu_percent": 3.0, "held_up_s": 0.1},
+        {"resumed_s": 15.1, "fresh_s": 9.0},
+    )
+    wall, cpu, _, start = capsys.readouterr().out.splitlines()
+    assert "OVER 3.0 %" in wall and "within 3.0 %" in cpu and "OVER 15.0 s" in start
