@@ -1,13 +1,17 @@
 """What the short verbs of the command do, from parsed arguments to printed result."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
+from jobs.errors import JobFailed
 from shards.errors import BadInput
 from shards.storage.remote import shown
 
@@ -111,14 +115,25 @@ def evaluate_checkpoint(
     from jobs.evaluation import detect_and_score
 
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=out.resolve()) as scratch:
+    with _scratch(out.resolve()) as scratch:
         workers = default_workers(workers, launcher, 1)
-        metrics = detect_and_score(
-            checkpoint, shards, out, test, Path(scratch, "work"), workers, launcher, address
-        )
+        metrics = detect_and_score(checkpoint, shards, out, test, scratch, workers, launcher, address)
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """Yield a folder in `out`, deleted at the end unless the line of a JobFailed may name a file in it."""
+    folder = Path(tempfile.mkdtemp(prefix=".evaluate-", dir=out))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            yield folder / "work"
+        except JobFailed:
+            stack.pop_all()
+            raise
 
 
 def predict_files(

@@ -8,10 +8,12 @@ from configs.load import ConfigError
 from configs.schema import Test
 from jobs import demo
 from jobs.console import following, say
+from jobs.errors import JobFailed
 from jobs.ledger import Ledger
 from jobs.summary import show_statistics, show_summary
-from jobs.verbs import default_workers, test_settings
+from jobs.verbs import _scratch, default_workers, test_settings
 from pipeline.lease import acquire
+from shards.errors import BadInput
 
 test_settings.__test__ = False
 AP = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"), 0.25)
@@ -43,6 +45,18 @@ def test_the_number_of_ranks_follows_the_gpus_unless_asked_otherwise(monkeypatch
     assert [default_workers(None, "ray", 2, most=2), default_workers(None, "local", 2)] == [2, 1]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert default_workers(None, "ray", 2, most=2) == 2
+
+
+def test_the_folder_of_an_evaluation_goes_unless_its_line_names_a_file_there(tmp_path):
+    with _scratch(tmp_path) as folder:
+        folder.mkdir()
+    with pytest.raises(BadInput), _scratch(tmp_path):
+        raise BadInput("no.tar: is missing")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(JobFailed), _scratch(tmp_path) as folder:
+        folder.mkdir()
+        raise JobFailed(f"no memory; see {folder}/jobs/traceback.txt")
+    assert folder.is_dir()
 
 
 def test_the_summary_shows_ap_pictures_report_and_the_line_that_opens_mlflow(tmp_path, capsys):
