@@ -8,4 +8,4 @@ class JobFailed(RuntimeError):
 
 
 class Stopped(JobFailed):
-    """The job was asked to end (SIGTERM), and did after a checkpoint; the same command goes on."""
+    """The job was asked to end (SIGTERM), and did; the message says what is saved, or what failed first."""

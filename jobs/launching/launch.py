@@ -49,8 +49,11 @@ def launch(
 
     Raises:
         BadInput: what a worker found wrong with the user's data or config.
-        Stopped: SIGTERM, and not every rank was done; those that trained have saved what they had.
-        JobFailed: anything else, after RESTARTS new tries, since the newest checkpoint, where one could help.
+        Stopped: SIGTERM, and not every rank was done; those that trained have saved what they had, or the
+            message says what failed and names the traceback.
+        JobFailed: anything else, after RESTARTS new tries, since the newest checkpoint, where one could help;
+            "local" has none.
+        OSError: with "local" alone, what the system refused.
     """
     scratch = scratch.resolve()
     shutil.rmtree(scratch, ignore_errors=True)
@@ -83,7 +86,7 @@ def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> 
     os.environ.update({**alone, "MASTER_PORT": _free_port(), **worker_environment(1)})
     # Not before: DeepSpeed keeps its groups from one stage to the next.
     atexit.register(_end_group)
-    work(task, payload, str(scratch))
+    work(task, payload, str(scratch), again=False)
 
 
 def _end_group() -> None:
@@ -133,11 +136,10 @@ def _raise_verdict(scratch: Path) -> None:
     found = json.loads(verdict.read_text(encoding="utf-8"))
     if found["input"]:
         raise BadInput(found["message"])
-    if found["stopped"]:
-        raise Stopped(found["message"])
     details = scratch / "traceback.txt"
     details.write_text(found["traceback"], encoding="utf-8")
-    raise JobFailed(found["message"] if found["expected"] else f"{found['message']}; see {details}")
+    kind = Stopped if found["stopped"] else JobFailed
+    raise kind(found["message"] if found["expected"] else f"{found['message']}; see {details}")
 
 
 def _free_port() -> str:

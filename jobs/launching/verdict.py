@@ -14,6 +14,9 @@ from pipeline.notice import Preempted
 from shards.errors import BadInput
 
 VERDICT = "verdict.json"
+OURS = ("configs", "jobs", "ops", "pipeline", "shards")
+TWICE = "twice the same error, so it is not tried again: "
+FIRST = "asked to stop, but this came first, so that the last steps may be lost: "
 
 
 class Judging:
@@ -22,12 +25,15 @@ class Judging:
     One that a new try would only repeat is written to SCRATCH/verdict.json at once, any other when an
     earlier start of the workers has ended with its like at the same place in the same step, on any rank. An
     error that comes of a dead or newer peer says nothing of this one, and is never held against the job.
+    Once the task is asked to stop, nobody tries again: what fails then is written at once too.
 
     Collective: the ranks of one start, which may all meet the same error, agree here on that start's name.
     """
 
-    def __init__(self, scratch: Path):
-        self._scratch = scratch
+    def __init__(self, scratch: Path, stop_file: str | None = None, again: bool = True):
+        """Judge for the task of `scratch`, which `stop_file` asks to end; not `again`: nobody tries again."""
+        self._scratch, self._again = scratch, again
+        self._stop_file = None if stop_file is None else Path(stop_file)
         names = [uuid.uuid4().hex]
         dist.broadcast_object_list(names)
         self._start = names[0]
@@ -36,12 +42,17 @@ class Judging:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or _is_of_a_peer(error):
+        if not isinstance(error, Exception) or (self._again and _is_of_a_peer(error)):
             return
         if isinstance(error, _final_errors()):
             self._write(VERDICT, _verdict(error, ""))
+        elif self._stop_file is not None and self._stop_file.exists():
+            self._write(VERDICT, _verdict(error, FIRST))
+        elif not self._again and not isinstance(error, OSError):
+            # For what the system refuses the command itself has a remedy.
+            self._write(VERDICT, _verdict(error, ""))
         elif self._happened_before(error):
-            self._write(VERDICT, _verdict(error, "twice the same error, so it is not tried again: "))
+            self._write(VERDICT, _verdict(error, TWICE))
 
     def _happened_before(self, error: Exception) -> bool:
         this = _kind_of(error)
@@ -72,8 +83,8 @@ def _verdict(error: Exception, said: str) -> dict[str, object]:
     step = "".join(f" ({note})" for note in _notes(error)) if said else ""
     return {
         "input": isinstance(error, BadInput | ConfigError),
-        "stopped": isinstance(error, Preempted),
-        "expected": type(error).__module__ != "builtins" and not said,
+        "stopped": isinstance(error, Preempted) or said == FIRST,
+        "expected": type(error).__module__.split(".")[0] in OURS and not said,
         "message": said + (" ".join(str(error).split()) or type(error).__name__) + step,
         "traceback": "".join(traceback.format_exception(error)),
     }

@@ -71,17 +71,19 @@ def _drop_other_worlds(parts: Path, world: int) -> None:
             part.unlink(missing_ok=True)
 
 
-def work(task: Task, payload: dict[str, Any], scratch: str) -> None:
+def work(task: Task, payload: dict[str, Any], scratch: str, again: bool = True) -> None:
     """Do this rank's share of a task.
 
     Expects RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in the environment. Rank 0's
     log lines go to SCRATCH/progress.log. An error that a new try would only repeat is written to
-    SCRATCH/verdict.json, and once that is there, a new try does nothing.
+    SCRATCH/verdict.json, and once that is there, a new try does nothing. Where there is no new try (not
+    `again`), so is any but an OSError.
     """
     if Path(scratch, VERDICT).exists():
         return
     _settle_process()
-    with _logging_to(Path(scratch, PROGRESS)), Judging(Path(scratch)):
+    judging = Judging(Path(scratch), payload.get("stop_file"), again)
+    with _logging_to(Path(scratch, PROGRESS)), judging:
         _tell_of_a_slow_operator()
         task(payload)
 

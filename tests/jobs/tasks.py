@@ -1,5 +1,6 @@
 """Tasks that the launch tests run on real ranks."""
 
+import errno
 import logging
 import os
 import signal
@@ -52,6 +53,17 @@ def die_then_refuse(payload: dict[str, Any]) -> None:
 def crash(payload: dict[str, Any]) -> None:
     """A defect in our own code."""
     raise TypeError("no such thing")
+
+
+def run_out(payload: dict[str, Any]) -> None:
+    """Torch finds no memory: an error like any other of its own."""
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] can't allocate memory")
+
+
+def stop_on_a_full_disk(payload: dict[str, Any]) -> None:
+    """The driver is asked to stop, and then the checkpoint cannot be written."""
+    Path(payload["stop_file"]).touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "checkpoints/step-000000006")
 
 
 def linger(payload: dict[str, Any]) -> None:

@@ -107,6 +107,22 @@ def test_a_defect_of_ours_is_one_line_that_names_the_traceback(tmp_path):
     )
 
 
+def test_an_error_of_torch_in_the_only_process_is_one_line_that_names_the_traceback(tmp_path):
+    scratch = tmp_path / "scratch"
+    with pytest.raises(JobFailed, match=rf"can't allocate memory; see {scratch}/traceback\.txt$"):
+        launch(tasks.run_out, {}, scratch, 1, "local")
+    assert "in run_out" in (scratch / "traceback.txt").read_text()
+
+
+@pytest.mark.parametrize("launcher", ["local", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_a_checkpoint_that_cannot_be_written_when_asked_to_stop_is_told_of(tmp_path, launcher):
+    scratch, stop = tmp_path / "scratch", tmp_path / "stop"
+    said = rf"^asked to stop, but .*No space left on device: .*step-000000006'; see {scratch}/traceback\.txt$"
+    with pytest.raises(Stopped, match=said):
+        launch(tasks.stop_on_a_full_disk, {"stop_file": str(stop)}, scratch, 1, launcher)
+    assert "in stop_on_a_full_disk" in (scratch / "traceback.txt").read_text()
+
+
 def test_workers_of_a_killed_driver_die(tmp_path):
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), "torchrun"], cwd=ROOT)
     pid = int(_wait_for(tmp_path / "pid-0"))

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from jobs.launching.verdict import VERDICT, Judging
+from pipeline.evaluations import EvaluationFailed
 from pipeline.lease import StaleAttempt, Superseded
 from pipeline.notice import Preempted
 from pipeline.step_note import InStep
@@ -13,8 +15,8 @@ from pipeline.train import NonFiniteLoss
 from shards.errors import BadInput
 
 
-def end_with(scratch, error, step=7, rank="0", monkeypatch=None):
-    with pytest.raises(type(error)), Judging(scratch), InStep(step):
+def end_with(scratch, error, step=7, **judging):
+    with pytest.raises(type(error)), Judging(scratch, **judging), InStep(step):
         raise error
 
 
@@ -105,3 +107,36 @@ def test_the_end_of_a_process_is_no_error(tmp_path):
         for _ in range(2):
             end_with(tmp_path, kind())
     assert verdict(tmp_path) is None
+
+
+def test_what_fails_once_the_task_is_asked_to_stop_is_told_since_nobody_tries_again(tmp_path):
+    stop, full = tmp_path / "stop", OSError(28, "No space left on device", "step-000000007")
+    end_with(tmp_path, full, stop_file=str(stop))
+    assert verdict(tmp_path) is None
+    stop.touch()
+    end_with(tmp_path, ConnectionResetError("Connection reset by peer"), stop_file=str(stop))
+    assert verdict(tmp_path) is None
+    end_with(tmp_path, full, stop_file=str(stop))
+    found = verdict(tmp_path)
+    assert found["message"].startswith("asked to stop, but this came first")
+    assert found["message"].endswith("No space left on device: 'step-000000007' (in step 7)")
+    assert found["stopped"] and not found["expected"], "so that the line names the traceback"
+    end_with(tmp_path, BadInput("a.json: is empty"), stop_file=str(stop))
+    assert (verdict(tmp_path)["input"], verdict(tmp_path)["stopped"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (EvaluationFailed("ended or stood still 4 times; see output.log"), True),
+        (Superseded("the workers were started again"), True),
+        (torch.OutOfMemoryError("tried to allocate 2 GiB"), False),
+        (KeyError("loss"), False),
+    ],
+)
+def test_where_nobody_tries_again_everything_is_final_but_what_the_system_refuses(tmp_path, error, expected):
+    end_with(tmp_path, OSError(28, "No space left on device"), again=False)
+    assert verdict(tmp_path) is None, "the command has a remedy for it"
+    end_with(tmp_path, error, again=False)
+    found = verdict(tmp_path)
+    assert (found["message"], found["expected"], found["stopped"]) == (str(error), expected, False)

@@ -70,7 +70,7 @@ def test_gpus_without_the_operators_cuda_library_are_told_of(monkeypatch, tmp_pa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr("ops.backend_info", lambda: {"cuda_library": library, "reason": "no such file"})
     monkeypatch.setattr(worker, "_settle_process", lambda: None)
-    monkeypatch.setattr(worker, "Judging", nullcontext)
+    monkeypatch.setattr(worker, "Judging", lambda *_: nullcontext())
     monkeypatch.setattr(worker.log, "warning", lambda text, *values: said.append(text % values))
     monkeypatch.setenv("RANK", "1")
     worker.work(lambda _: None, {}, str(tmp_path))
