@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.errors import JobFailed
+from jobs.errors import GIVE_TOKEN, JobFailed
 from jobs.launching.elastic import GROW_CHECK_S, Plan, elastic_trainer
 from jobs.launching.environment import RESTARTS, worker_environment
 from jobs.launching.preemption import own_sigterm
@@ -98,7 +98,8 @@ def connect(address: str | None, workers: int) -> None:
     """Connect this process to a Ray cluster once; without an address, to a private one that ends with it.
 
     Raises:
-        BadInput: no cluster at the address, or a password in this command, which the cluster would show.
+        BadInput: no cluster at the address, one that wants a token or another Ray or Python, or a password
+            in this command, which the cluster would show.
     """
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     if address is None:
@@ -123,14 +124,27 @@ def connect(address: str | None, workers: int) -> None:
         return
     _check_command(sys.argv[1:])
     _check_reachable(address)
-    try:
-        with _code_for_cluster() as environment, own_sigterm():
+    with _code_for_cluster() as environment, own_sigterm():
+        try:
             ray.init(address=address, runtime_env=environment, **quiet)
-    except (ConnectionError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise BadInput(
-            f"--address {address}: no Ray cluster answers there ({line[:200]}); see `ray start`"
-        ) from None
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise BadInput(f"--address {address}: {_refusal(error)}") from None
+
+
+def _refusal(error: Exception) -> str:
+    from ray.exceptions import AuthenticationError
+
+    line = " ".join(str(error).split())
+    if isinstance(error, AuthenticationError):
+        return f"the cluster wants its token, and there is none here; {GIVE_TOKEN}"
+    if line.startswith("Version mismatch"):
+        return f"{line}; install the same Ray and Python here as there"
+    if isinstance(error, ConnectionError):
+        # To the process that has another token or none at all, Ray says no more.
+        return (
+            f"no Ray cluster answers there ({line[:200]}); see `ray start`; if it has a token, {GIVE_TOKEN}"
+        )
+    return f"Ray cannot join that cluster ({line[:200]}); see `ray start`"
 
 
 @functools.cache

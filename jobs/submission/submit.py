@@ -13,6 +13,7 @@ from configs.load import dump_config
 from configs.schema import Config
 from jobs.checks import check_sources
 from jobs.console import say
+from jobs.errors import GIVE_TOKEN
 from jobs.submission.follow import Job, follow
 from jobs.submission.package import packaged
 from pipeline.tracking.uri import DEFAULT_FILE, DEFAULT_URI
@@ -98,8 +99,7 @@ def connect(address: str) -> Any:
         reason = redact(" ".join(str(error).split()))[:200]
         if "authenticat" in reason.lower() or "401" in reason or "403" in reason:
             raise BadInput(
-                f"--address {shown}: the job server wants the cluster's token; set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH to a file that holds it"
+                f"--address {shown}: the job server wants the cluster's token; {GIVE_TOKEN}"
             ) from None
         raise BadInput(f"--address {shown}: no Ray job server answers there ({reason})") from None
 

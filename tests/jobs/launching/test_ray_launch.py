@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import GIVE_TOKEN
 from jobs.launching.ray_launch import _gpus, _uses_gpus, connect
 from shards.errors import BadInput
 
@@ -86,6 +87,34 @@ def test_a_command_that_holds_a_password_joins_no_cluster_which_would_show_it(mo
     monkeypatch.setattr("sys.argv", ["mrrcnn", "run", "--set", "tracking.uri=http://mlflow:5000"])
     with pytest.raises(BadInput, match="nobody answers"):
         connect("127.0.0.1:1", 1)
+
+
+def refused(monkeypatch, error):
+    """Return the line of a command whose `ray.init` raises an error."""
+
+    def init(**_):
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["mrrcnn"])
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(BadInput) as raised:
+        connect("auto", 1)
+    return str(raised.value)
+
+
+def test_a_cluster_that_cannot_be_joined_is_one_line_with_what_to_do(monkeypatch):
+    from ray.exceptions import AuthenticationError, RuntimeEnvSetupError
+
+    line = refused(monkeypatch, AuthenticationError("no authentication token was found"))
+    assert line == f"--address auto: the cluster wants its token, and there is none here; {GIVE_TOKEN}"
+    mismatch = "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+    line = refused(monkeypatch, RuntimeError(mismatch + "This process was started with:\n    Ray: 2.59.0\n"))
+    assert "Ray: 2.60.0 Python: 3.11.7" in line and "Ray: 2.59.0; install the same Ray and Python" in line
+    line = refused(monkeypatch, ConnectionError("Could not find any running Ray instance"))
+    assert "no Ray cluster answers there (Could not" in line and GIVE_TOKEN in line
+    line = refused(monkeypatch, RuntimeEnvSetupError("no room for the package"))
+    assert "Ray cannot join that cluster" in line and "no room for the package" in line
 
 
 STAND_IN = """
