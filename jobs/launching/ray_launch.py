@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import logging
 import os
 import secrets
@@ -42,14 +43,16 @@ def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | N
 
     Raises:
         BadInput: no cluster at the address, or a private one with fewer GPUs than ranks.
-        JobFailed: in one line, what failed after all restarts, or because the task was asked to end.
+        JobFailed: in one line, what failed after all restarts since the newest checkpoint, or because the
+            task was asked to end.
     """
     workers, scratch = plan.sizes[-1], plan.scratch
     connect(address, workers)
     import ray
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-    for trial in range(RESTARTS + 1):
+    failures, newest = 0, plan.newest()
+    for trial in itertools.count():
         try:
             return _fit(lambda: work(task, payload, str(scratch)), trial, plan, address)
         except ControllerError as error:
@@ -61,6 +64,10 @@ def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | N
             connect(address, workers)
         except TrainingFailedError as error:
             failure = error
+            break
+        before, newest = newest, plan.newest()
+        failures = 1 if newest != before else failures + 1
+        if failures > RESTARTS:
             break
     (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
     raise JobFailed(f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import GIVE_TOKEN
-from jobs.launching.ray_launch import _gpus, _uses_gpus, connect
+from jobs.errors import GIVE_TOKEN, JobFailed
+from jobs.launching import ray_launch
+from jobs.launching.elastic import Plan
+from jobs.launching.ray_launch import _gpus, _uses_gpus, connect, run_on_ray
 from shards.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,6 +117,25 @@ def test_a_cluster_that_cannot_be_joined_is_one_line_with_what_to_do(monkeypatch
     assert "no Ray cluster answers there (Could not" in line and GIVE_TOKEN in line
     line = refused(monkeypatch, RuntimeEnvSetupError("no room for the package"))
     assert "Ray cannot join that cluster" in line and "no room for the package" in line
+
+
+def test_workers_that_die_while_they_start_are_counted_since_the_newest_checkpoint(monkeypatch, tmp_path):
+    from ray.train.v2.api.exceptions import ControllerError
+
+    trials = []
+
+    def fit(body, trial, plan, address):
+        trials.append(trial)
+        if len(trials) == 3:
+            (tmp_path / "step-000000005").mkdir()
+        raise ControllerError(RuntimeError("a worker died"))
+
+    monkeypatch.setattr(ray_launch, "_fit", fit)
+    monkeypatch.setattr(ray_launch, "connect", lambda *_: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(JobFailed, match="a worker died; see"):
+        run_on_ray(None, {}, Plan((1,), tmp_path, tmp_path), None)
+    assert trials == list(range(2 + 4)), "each with a name of its own for Ray"
 
 
 STAND_IN = """
