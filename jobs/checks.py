@@ -85,6 +85,12 @@ def check_workers(config: Config, workers: int, launcher: str, least: int | None
     return tuple(size for size in legal if (least or workers) <= size <= workers)
 
 
+def check_elastic(launcher: str, address: str | None, least: int | None) -> None:
+    """Raise BadInput if fewer workers may do (`least` is not None) where no nodes can be lost."""
+    if least is not None and (launcher != "ray" or address is None):
+        raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
+
+
 def legal_workers(config: Config) -> list[int]:
     """Return the numbers of workers that share the batches of all stages evenly, rising."""
     from shards.batches import legal_world_sizes

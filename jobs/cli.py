@@ -151,13 +151,14 @@ def sweep(
     launcher: LauncherOption = "ray",
     address: Address = None,
     parallel: Parallel = None,
+    min_workers: MinWorkers = None,
 ) -> None:
     """Do a table's rows that are not done, and compare them with the paper and each other."""
     from jobs.sweeping.sweep import run_sweep
     from jobs.verbs import default_workers
 
     ranks = default_workers(workers, launcher, 1)
-    raise typer.Exit(run_sweep(table, set_ or [], run_dir, ranks, launcher, address, parallel))
+    raise typer.Exit(run_sweep(table, set_ or [], run_dir, ranks, launcher, address, parallel, min_workers))
 
 
 @app.command()

@@ -21,6 +21,7 @@ def detect_and_score(
     address: str | None,
     cache: dict[str, Any] | None = None,
     algorithm: str = "mrrcnn",
+    sizes: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Return metrics.json's content, written to `out` with the results; {} for shards without annotations.
 
@@ -30,7 +31,7 @@ def detect_and_score(
         out: made if absent.
         test: inference settings.
         scratch: a folder of this call's own that every node sees; emptied first.
-        workers, launcher, address: as for `jobs.launching.launch.launch`.
+        workers, launcher, address, sizes: as for `jobs.launching.launch.launch`.
         cache: arguments of `cache_at`, for shards at a URL.
         algorithm: names the archive for the COCO server.
 
@@ -50,7 +51,7 @@ def detect_and_score(
         "test": test.model_dump(mode="json"),
         "cache": cache or {},
     }
-    launch(detect_parts, payload, scratch / "jobs", workers, launcher, address)
+    launch(detect_parts, payload, scratch / "jobs", workers, launcher, address, sizes)
     metrics = score(shards, parts, out, cache_at(**cache or {}), algorithm)
     shutil.rmtree(scratch)
     return metrics

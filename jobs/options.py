@@ -56,5 +56,9 @@ SweepSet = Annotated[
 ]
 Parallel = Annotated[
     int | None,
-    typer.Option(min=1, help="Rows at a time, over Ray.", show_default="as many as the GPUs hold; 1 without"),
+    typer.Option(
+        min=1,
+        help="Rows at a time, over Ray.",
+        show_default="as many as the GPUs hold; 1 without, or with --min-workers",
+    ),
 ]

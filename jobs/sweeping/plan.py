@@ -38,7 +38,9 @@ class Plan:
     paper: dict[str, dict[str, Any]]
 
 
-def plan_sweep(file: str, overrides: list[str], root: Path, workers: int, launcher: str) -> Plan:
+def plan_sweep(
+    file: str, overrides: list[str], root: Path, workers: int, launcher: str, min_workers: int | None = None
+) -> Plan:
     """Return what `file` asks for in the folder `root`.
 
     Raises:
@@ -48,7 +50,7 @@ def plan_sweep(file: str, overrides: list[str], root: Path, workers: int, launch
     data = synthetic_dir(root, sweep.chosen)
     rows = [(row, row_config(sweep, file, row, keys, data)) for row in sweep.chosen_rows]
     for _, config in rows:
-        check_workers(config, workers, launcher)
+        check_workers(config, workers, launcher, min_workers)
         check_sources(config)
     paper = paper_rows(PAPER)
     for row in sweep.rows:
@@ -66,7 +68,7 @@ def _table_name(file: str, sweep: Sweep, keys: list[str]) -> str:
 
 
 def row_jobs(
-    plan: Plan, workers: int, launcher: str, address: str | None
+    plan: Plan, workers: int, launcher: str, address: str | None, min_workers: int | None = None
 ) -> tuple[dict[str, RowJob], dict[str, str]]:
     """Return, by row, what can be run, its data written as shards now, and why the others cannot."""
     jobs: dict[str, RowJob] = {}
@@ -74,7 +76,8 @@ def row_jobs(
     for row, config in plan.rows:
         try:
             ready, on = _ready(plan, config)
-            job = RowJob(row.name, ready, row.network, plan.root, on, workers, launcher, address)
+            ranks = workers, launcher, address
+            job = RowJob(row.name, ready, row.network, plan.root, on, *ranks, min_workers=min_workers)
             # Reads what identifies data and weights, so that what is wrong with them shows here.
             is_done(job)
             jobs[row.name] = job

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import Config
+from jobs.checks import check_workers
 from jobs.console import say
 from jobs.evaluation import detect_and_score
 from jobs.inputs import cache_of, dataset_hash, stage_inputs
@@ -33,6 +34,7 @@ class RowJob:
         shards: what to detect on.
         workers, launcher, address: as for `jobs.launching.launch.launch`.
         output: file for what the row prints, None for the terminal.
+        min_workers: as for `jobs.stages.run_pipeline`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class RowJob:
     launcher: str
     address: str | None
     output: Path | None = None
+    min_workers: int | None = None
 
     @property
     def stages(self) -> list[str]:
@@ -121,7 +124,8 @@ def _train(job: RowJob, stage: str, place: Path, lender: Path | None) -> None:
     if _trained(place, stage):
         return say(f"{job.name}: {stage} is there, {place}")
     stages = tuple(dict.fromkeys(["shard", "baseline", stage]))
-    run_pipeline(job.config, place, job.workers, job.launcher, job.address, stages=stages, lender=lender)
+    ranks, least = (job.workers, job.launcher, job.address), job.min_workers
+    run_pipeline(job.config, place, *ranks, min_workers=least, stages=stages, lender=lender)
 
 
 def _evaluate(job: RowJob, weights: Path) -> None:
@@ -135,7 +139,8 @@ def _evaluate(job: RowJob, weights: Path) -> None:
     cache = {"folder": folder, "limit_gb": data.cache_gb}
     place = job.workers, job.launcher, job.address
     test, scratch = job.config.test, out / ".work"
-    if detect_and_score(weights, job.shards, out, test, scratch, *place, cache, job.name):
+    sizes = check_workers(job.config, job.workers, job.launcher, job.min_workers)
+    if detect_and_score(weights, job.shards, out, test, scratch, *place, cache, job.name, sizes):
         truth = prepare_annotations(ShardDataset(job.shards, cache=cache_of(job.config)).to_coco())
         results = json.loads((out / "coco_results.json").read_text(encoding="utf-8"))
         # Last: with it the row counts as done.

@@ -15,7 +15,7 @@ def do_rows(jobs: dict[str, RowJob], parallel: int | None, logs: Path) -> dict[s
 
     Args:
         jobs: the rows by name, in their order.
-        parallel: rows at a time; None: as many as the GPUs hold, one without.
+        parallel: rows at a time; None: as many as the GPUs hold, one without, or with `min_workers`.
         logs: folder for what rows print that run beside each other, and for tracebacks.
 
     Raises:
@@ -45,7 +45,7 @@ def _attempts(
 
 
 def _as_gpus_allow(job: RowJob) -> int:
-    if job.launcher != "ray":
+    if job.launcher != "ray" or job.min_workers is not None:
         return 1
     if job.address is None:
         import torch

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from configs.load import ConfigError
-from jobs.checks import run_path
+from jobs.checks import check_elastic, run_path
 from jobs.sweeping.data import make_data
 from jobs.sweeping.plan import plan_sweep, row_jobs
 from jobs.sweeping.running import do_rows
@@ -21,6 +21,7 @@ def run_sweep(
     launcher: str,
     address: str | None,
     parallel: int | None,
+    min_workers: int | None = None,
 ) -> int:
     """Return 0 when every row is done, 1 if some failed; the same call again does those.
 
@@ -30,7 +31,8 @@ def run_sweep(
         root: folder of what rows share; tables in the same one share it.
         workers: ranks of each row's training.
         launcher, address: as for `jobs.launching.launch.launch`.
-        parallel: rows at a time; None: as many as the GPUs hold, one without.
+        parallel: rows at a time; None: as many as the GPUs hold, one without, or with `min_workers`.
+        min_workers: as for `jobs.stages.run_pipeline`, of each row.
 
     Raises:
         ConfigError, BadInput: what is wrong with the file; nothing has run.
@@ -38,10 +40,16 @@ def run_sweep(
     """
     if launcher != "ray" and (parallel or 1) > 1:
         raise ConfigError(f"--parallel {parallel}: rows run beside each other over Ray; use --launcher ray")
-    plan = plan_sweep(file, overrides, run_path(root), workers, launcher)
+    check_elastic(launcher, address, min_workers)
+    if min_workers is not None and (parallel or 1) > 1:
+        # They are one job to Ray: each would take the places of the others for room to grow into.
+        raise ConfigError(
+            f"--parallel {parallel}: with --min-workers rows run in turn; leave out one of them"
+        )
+    plan = plan_sweep(file, overrides, run_path(root), workers, launcher, min_workers)
     with acquire(plan.root) as lease:
         make_data(plan.data, plan.sweep.chosen)
-        jobs, failed = row_jobs(plan, workers, launcher, address)
+        jobs, failed = row_jobs(plan, workers, launcher, address, min_workers)
         with tracked(plan.table, plan.rows[0][1], lease.attempt) as tracker:
             failed |= do_rows(jobs, parallel, plan.table / "rows")
             rows = table_rows(plan, jobs, failed)

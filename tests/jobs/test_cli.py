@@ -81,6 +81,7 @@ def test_every_option_of_every_verb_is_explained_with_its_default(capsys, verb):
         (["run", "CONFIG", "--run-dir", "s3://bucket/run"], "POSIX"),
         (["run", "CONFIG", "--workers", "5"], "use 1, 2, 4, 8, 16 workers"),
         (["run", "CONFIG"], "train.json: cannot be read"),
+        (["run", "CONFIG", "--min-workers", "1"], "--min-workers: is for a Ray cluster"),
         (["submit", "CONFIG"], "--run-dir"),
         (["submit", "CONFIG", "--run-dir", "runs/x"], "--run-dir=runs/x: is relative"),
         (["synth", "OUT", "--images", "0"], "images is 0"),
@@ -121,6 +122,14 @@ def test_failures_have_their_exit_code_and_one_line(capsys, monkeypatch, config,
     assert ended == code
     assert err.count("\n") == 1
     assert (getattr(error, "strerror", None) or str(error)) in err
+
+
+def test_a_sweep_has_the_least_number_of_workers_that_a_run_has(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("jobs.sweeping.sweep.run_sweep", lambda *words: asked.append(words[3:]))
+    words = ["--address", "auto", "--workers", "8", "--min-workers", "4"]
+    assert command(capsys, "sweep", "table1.yaml", *words)[0] == 0
+    assert asked == [(8, "ray", "auto", None, 4)]
 
 
 def test_a_defect_of_ours_shows_its_traceback(monkeypatch, config):

@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 import jobs.sweeping.rows
+from configs.load import parse_config
 from jobs.errors import JobFailed, Stopped
 from jobs.ledger import Ledger
 from jobs.stages import EVALUATED
+from jobs.sweeping.rows import RowJob, _evaluate
 from jobs.sweeping.sweep import run_sweep
 from pipeline.evaluate import measure
 from pipeline.lease import LeaseHeld, acquire
@@ -44,7 +46,7 @@ class Bench:
     """Sweeps whose trainings and evaluations only leave what the real ones leave behind."""
 
     def __init__(self, folder, monkeypatch):
-        self.folder, self.did, self.broken = folder, [], {}
+        self.folder, self.did, self.broken, self.ranks = folder, [], {}, []
         (folder / "base.yaml").write_text(
             yaml.safe_dump(
                 {"data": {"train": "shards/train", "val": "shards/val"}, "model": {"norm": "group"}}
@@ -60,7 +62,8 @@ class Bench:
         self.trackers.append(SilentTracker())
         return self.trackers[-1]
 
-    def train(self, config, place, *_, stages, lender):
+    def train(self, config, place, *ranks, min_workers, stages, lender):
+        self.ranks.append((*ranks, min_workers))
         self.did.append(place.name.split("-")[0])
         for stage in stages[1:]:
             (place / stage).mkdir(parents=True, exist_ok=True)
@@ -90,14 +93,17 @@ class Bench:
         for name, tree in trees.items():
             (folder / f"{name}.json").write_text(json.dumps(tree))
 
-    def sweep(self, rows=ROWS, name="table", *overrides, **changes):
+    def write(self, rows, name="table", **changes):
         tree = {"title": "t", "columns": ["network"], "measures": ["AP_b", "AP_m"]}
         tree["configs"] = {"base": {"file": "base.yaml"}}
         rows = [{"config": "base", **row} for row in rows]
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**tree, "rows": rows, **changes}))
-        self.did = []
-        return run_sweep(str(path), list(overrides), self.folder / "runs", 1, "local", None, None)
+        return str(path)
+
+    def sweep(self, rows=ROWS, name="table", *overrides, **changes):
+        path, self.did = self.write(rows, name, **changes), []
+        return run_sweep(path, list(overrides), self.folder / "runs", 1, "local", None, None)
 
 
 def test_what_rows_share_is_trained_once_and_nothing_is_done_twice(bench):
@@ -191,6 +197,34 @@ def test_bad_usage_is_refused_before_anything_runs(bench):
     with acquire(bench.folder / "runs"), pytest.raises(LeaseHeld):
         bench.sweep()
     assert bench.did == []
+
+
+def test_rows_of_a_cluster_may_go_on_with_fewer_workers_and_run_in_turn(bench, monkeypatch):
+    path, root = bench.write(ROWS[:1]), bench.folder / "runs"
+    assert run_sweep(path, [], root, 4, "ray", "auto", None, 2) == 0
+    assert bench.ranks == [(4, "ray", "auto", 2)]
+    detected = []
+    monkeypatch.setattr("jobs.evaluation.launch", lambda *asked: detected.append(asked[-4:]))
+    monkeypatch.setattr("pipeline.evaluate.score", lambda *_: {})
+    config = parse_config({"data": {"train": "t", "val": "v"}})
+    _evaluate(RowJob("r", config, "baseline", root, "v", 4, "ray", "auto", None, 2), root / "w")
+    assert detected == [(4, "ray", "auto", (2, 4))]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "address", "parallel", "least", "said"),
+    [
+        ("ray", None, None, 1, "give its --address too"),
+        ("torchrun", None, None, 1, "is for a Ray cluster"),
+        ("ray", "auto", None, 3, "--min-workers 3: does not divide"),
+        ("ray", "auto", None, 8, "--min-workers 8: is more than --workers 4"),
+        ("ray", "auto", 2, 2, "with --min-workers rows run in turn"),
+    ],
+)
+def test_fewer_workers_are_refused_as_run_does(bench, launcher, address, parallel, least, said):
+    with pytest.raises(ValueError, match=said):
+        run_sweep(bench.write(ROWS[:1]), [], bench.folder / "runs", 4, launcher, address, parallel, least)
+    assert bench.did == [] and not (bench.folder / "runs").exists()
 
 
 def test_report_and_mlflow_have_ours_the_papers_and_the_difference(bench):
