@@ -90,7 +90,8 @@ def run_pipeline(
         BadInput, ConfigError: bad data, or a change that would throw training away; nothing has run.
         LeaseHeld: another live command holds the directory.
         StaleAttempt: this one has lost the directory to a newer one, and has written nothing since.
-        Stopped: SIGTERM while a stage was trained; a checkpoint was saved, or the stage is done.
+        Stopped: SIGTERM while a stage was trained; a checkpoint was saved, or the stage is done, or it
+            says what failed.
         JobFailed: the workers failed.
     """
     path = run_path(run_dir)
