@@ -13,19 +13,22 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Schedule
 from pipeline.checkpoint import NAMES, WEIGHTS, defects, list_checkpoints, step_of
 from pipeline.child import ROOT, python_path
-from pipeline.notice import Ask, Preempted, no_notice
 from shards.storage.files import clear_temporaries, flush_path, rename_durably, write_atomic
 
 log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4
 # Without an image evaluated, longer than scoring all of them or fetching the shards takes: its store hangs.
 STALL_S = 1800.0
+# Takes the step that training waits after, and whether this rank lacks a result; returns whether any does.
+# Collective, as all go on together; raises Preempted, on all, where one was asked to stop while they wait.
+Agree = Callable[[int, bool], bool]
 
 
 class EvaluationFailed(RuntimeError):
@@ -38,9 +41,7 @@ class Evaluations:
     A context manager: leaving it ends the process. Without `eval_every` nothing is ever due.
     """
 
-    def __init__(
-        self, folder: Path, schedule: Schedule, order: dict[str, Any], rank: int, ask: Ask = no_notice
-    ):
+    def __init__(self, folder: Path, schedule: Schedule, order: dict[str, Any], rank: int):
         """Keep what is due at the steps of a schedule.
 
         Args:
@@ -48,9 +49,8 @@ class Evaluations:
             schedule: its `iters`, `eval_every` and `patience` are used.
             order: what the process is told: `shards`, `test`, `cache`, `meta` and `claim`, in JSON values.
             rank: 0 starts the process.
-            ask: whether to stop, which rank 0 asks while it waits.
         """
-        self._ask, self._beat, self._beaten = ask, 0, 0.0
+        self._beat, self._beaten = 0, 0.0
         self._folder, self._schedule, self._rank = folder / "evaluations", schedule, rank
         self._checkpoints = folder / "checkpoints"
         self._order, self._process, self._starts = order, None, 0
@@ -88,46 +88,56 @@ class Evaluations:
         flush_path(partial)
         rename_durably(partial, place)
 
-    def stops(self, step: int) -> bool:
+    def stops(self, step: int, agree: Agree) -> bool:
         """Return whether training ends after `step` steps; the same on every rank and at every try.
 
         Decided at every evaluated step from the results of the evaluations before it, so that the process has
         had one interval for the last of them.
+
+        Raises:
+            EvaluationFailed: on rank 0, one of these will not come.
+            Preempted: on every rank, from `agree`.
         """
         every, patience = self._schedule.eval_every, self._schedule.patience
-        if not patience or step % every or step == self._schedule.iters:
+        if not patience or step == self._schedule.iters or not self.due(step):
             return False
         steps = range(every, step, every)
-        for earlier in steps:
-            self._wait(earlier)
+        self._wait(step, steps, agree)
         ended = out_of_patience([mask_ap(read_result(self._folder, earlier)) for earlier in steps], patience)
         if ended:
             log.info("stops early after step %d: mask AP has not risen for %d evaluations", step, patience)
         return ended
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int, agree: Agree) -> None:
         """Return when the last step, which is due, has its result: it is the last to get one.
 
         Earlier steps that nothing depended on may have been lost, which is told.
+
+        Raises:
+            EvaluationFailed: on rank 0, it will not come.
+            Preempted: on every rank, from `agree`.
         """
         if not self.due(step):
             return
-        self._wait(step)
+        self._wait(step, [step], agree)
         steps = range(self._schedule.eval_every, step, self._schedule.eval_every)
-        lost = [earlier for earlier in steps if not result_file(self._folder, earlier).exists()]
-        if lost and self._rank == 0:
+        lost = self._without_result(steps) if self._rank == 0 else []
+        if lost:
             log.warning("steps %s are not evaluated: their weights were damaged or deleted before", lost)
 
-    def _wait(self, step: int) -> None:
-        self._beaten = time.monotonic()
-        while not result_file(self._folder, step).exists():
+    def _wait(self, step: int, steps: Iterable[int], agree: Agree) -> None:
+        self._beaten, lacking = time.monotonic(), self._without_result(steps)
+        # With all results too: another rank's view of the disk may be older.
+        while agree(step, bool(lacking)):
             if self._process is not None:
-                # The other ranks end with this one: it alone has a checkpoint to finish first.
-                if self._ask().stop:
-                    raise Preempted(f"asked to stop while step {step} is evaluated; the same command goes on")
-                self._check_snapshot(step)
+                for earlier in lacking:
+                    self._check_snapshot(earlier)
                 self._mind_process()
             time.sleep(POLL_S)
+            lacking = self._without_result(lacking)
+
+    def _without_result(self, steps: Iterable[int]) -> list[int]:
+        return [step for step in steps if not result_file(self._folder, step).exists()]
 
     def _check_snapshot(self, step: int) -> None:
         place = snapshot_of(self._folder, step)

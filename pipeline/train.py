@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import Config, Schedule
+from pipeline.agreement import on_any_rank
 from pipeline.background import CheckpointWriter
 from pipeline.checkpoint import load_checkpoint, newest_checkpoint
 from pipeline.data import Batch, first_batch, sample_order, to_network, training_batches
@@ -66,7 +67,7 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
 
     Runs on every rank (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment) and resumes
     from the newest valid checkpoint, so calling it again after a kill goes on where it was. Each rank asks
-    `ask` once a step; what any rank was told, all of them do at the end of the step.
+    `ask` once a step, and as it waits; what any rank was told, all of them do after the step.
 
     Raises:
         NonFiniteLoss: on every rank, before the weights are touched; on rank 0 alone when it was not the
@@ -91,12 +92,13 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
     keep = config.keep_checkpoints, config.keep_checkpoint_every
     meta = weights_meta(config, job.stage, dataset)
     with (
-        Evaluations(folder, schedule, _evaluation_order(job, meta, world, claim), rank, ask) as evaluations,
+        Evaluations(folder, schedule, _evaluation_order(job, meta, world, claim), rank) as evaluations,
         CheckpointWriter(folder / "checkpoints", *keep, claim.check, evaluations.keep) as checkpoints,
     ):
-        books = _Books(job, schedule, engine, logs, checkpoints, evaluations, order, len(dataset), window)
+        writers = logs, checkpoints, evaluations
+        books = _Books(job, schedule, engine, *writers, order, len(dataset), window, ask)
         done = first
-        while done < schedule.iters and not evaluations.stops(done):
+        while done < schedule.iters and not evaluations.stops(done, books.agree):
             step, done = done, done + 1
             with InStep(done):
                 checkpoints.check()
@@ -107,7 +109,7 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
                 )
                 books.enter(done, time.monotonic() - began, ids, told)
         checkpoints.wait()
-        evaluations.finish(done)
+        evaluations.finish(done, books.agree)
     _finish(engine, job, claim, meta)
 
 
@@ -124,6 +126,7 @@ class _Books:
     order: str
     size: int
     window: dict[str, float]
+    ask: Ask
 
     def enter(self, step: int, seconds: float, ids: list[int], told: Notice) -> None:
         """Note a step that is done, and write whatever is due at it."""
@@ -157,6 +160,16 @@ class _Books:
             "logged": dict(self.logs.logged),
         }
         self.checkpoints.save(step, weights, momentum, state)
+
+    def agree(self, step: int, lacking: bool) -> bool:
+        """Return whether any rank lacks an evaluation that all wait for after a step; or stop, if asked to.
+
+        Who is only asked to save has done so: the steps that ranks wait after are all saved.
+        """
+        lacking, stop = on_any_rank(lacking, self.ask().stop, device=self.engine.device)
+        if lacking and stop:
+            self.stop(step)
+        return lacking
 
     def stop(self, step: int) -> None:
         """Raise Preempted once the checkpoint is on the disk."""

@@ -16,7 +16,7 @@ SAME_S = 5.0
 
 
 class Listener:
-    """Asked once a step by every rank; SIGTERM to the driver or a rank stops, Ray's notice only saves."""
+    """Asked by every rank as it trains or waits; SIGTERM to driver or rank stops, Ray's notice only saves."""
 
     def __init__(self, stop_file: str | None):
         """Hear of `stop_file`, which a driver makes that is told to end, and of SIGTERM to this process."""

@@ -19,7 +19,7 @@ from pipeline.checkpoint import defects, save_checkpoint
 from pipeline.evaluations import EvaluationFailed, Evaluations, out_of_patience, result_file, snapshots
 from pipeline.lease import Superseded, claim_stage
 from pipeline.network.weights import load_weights
-from pipeline.notice import Notice, Preempted, no_notice
+from pipeline.notice import Preempted
 from shards.storage.files import sha256_of
 from tests.pipeline.test_train import run, shards  # noqa: F401
 
@@ -38,10 +38,15 @@ class StandIn:
         self.dead = True
 
 
-def standing(tmp_path, monkeypatch, dies=False, ask=no_notice, **schedule):
+def alone(step, lacking):
+    """Of a world of one that is never asked to stop."""
+    return lacking
+
+
+def standing(tmp_path, monkeypatch, dies=False, **schedule):
     monkeypatch.setattr(evaluations.subprocess, "Popen", lambda *_, **__: StandIn(dies))
     schedule = {"iters": 12, "eval_every": 3, "steps": (9,), **schedule}
-    return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}}, 0, ask)
+    return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}}, 0)
 
 
 def checkpoint(stage, step):
@@ -138,30 +143,30 @@ def test_who_waits_for_lost_weights_is_told_what_to_do(tmp_path, monkeypatch):
         standing(tmp_path / "refine", monkeypatch, patience=1) as kept,
         pytest.raises(EvaluationFailed, match=r"step 3 were damaged.*step on away, .*--redo refine$"),
     ):
-        kept.stops(6)
+        kept.stops(6, alone)
 
 
 def test_a_lost_evaluation_that_nobody_waits_for_is_told_at_the_end(tmp_path, monkeypatch, caplog):
     with standing(tmp_path, monkeypatch) as kept:
         for step in (3, 9, 12):
             leave(tmp_path, step, 0.1)
-        kept.finish(12)
+        kept.finish(12, alone)
     assert "steps [6] are not evaluated" in caplog.text
 
 
 def test_training_stops_by_the_evaluations_before_the_last_interval(tmp_path, monkeypatch):
     with standing(tmp_path, monkeypatch, patience=1) as kept:
         leave(tmp_path, 3, 0.2)
-        assert not kept.stops(3) and not kept.stops(5) and not kept.stops(6)
+        assert not any(kept.stops(step, alone) for step in (3, 5, 6))
         leave(tmp_path, 6, 0.2)
-        assert kept.stops(9), "as good is no better"
+        assert kept.stops(9, alone), "as good is no better"
         leave(tmp_path, 6, 0.3)
-        assert not kept.stops(9)
+        assert not kept.stops(9, alone)
         # What a later step has brought is no reason: another try might not have it yet.
         leave(tmp_path, 9, 0.1)
-        assert not kept.stops(9) and not kept.stops(12), "the last step ends it anyway"
+        assert not kept.stops(9, alone) and not kept.stops(12, alone), "the last step ends it anyway"
     with standing(tmp_path, monkeypatch) as kept:
-        assert not kept.stops(9), "without patience nobody waits or stops"
+        assert not kept.stops(9, alone), "without patience nobody waits or stops"
 
 
 def test_a_process_that_dies_again_and_again_is_said(tmp_path, monkeypatch):
@@ -171,7 +176,7 @@ def test_a_process_that_dies_again_and_again_is_said(tmp_path, monkeypatch):
         standing(tmp_path, monkeypatch, dies=True) as kept,
         pytest.raises(EvaluationFailed, match=r"ended or stood still 4 times; see .*output\.log"),
     ):
-        kept.finish(12)
+        kept.finish(12, alone)
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -191,22 +196,41 @@ def test_a_process_that_stands_still_is_started_again_and_one_that_works_is_not(
     checkpoint(tmp_path, 12)
     with standing(tmp_path, monkeypatch) as kept:
         if works:
-            kept.finish(12)
+            kept.finish(12, alone)
         else:
             with pytest.raises(EvaluationFailed, match="stood still 4 times"):
-                kept.finish(12)
+                kept.finish(12, alone)
     assert len(looks) == (20 if works else 12), "half an hour and one look, four times"
 
 
-def test_sigterm_is_heard_while_an_evaluation_is_waited_for(tmp_path, monkeypatch):
+def test_ranks_agree_at_every_look_while_an_evaluation_is_waited_for(tmp_path, monkeypatch):
+    """Also those that lack nothing, and have no process: another may see the result later."""
     monkeypatch.setattr(evaluations, "POLL_S", 0)
-    asked = iter([Notice(), Notice(save=True, stop=True)])
-    checkpoint(tmp_path, 12)
-    with (
-        standing(tmp_path, monkeypatch, ask=lambda: next(asked)) as kept,
-        pytest.raises(Preempted, match="asked to stop while step 12 is evaluated"),
-    ):
-        kept.finish(12)
+    looks = []
+
+    def agree(step, lacking):
+        looks.append((step, lacking))
+        if len(looks) == 2:
+            leave(tmp_path, 12, 0.5)
+        if len(looks) == 4:
+            raise Preempted("asked to stop")
+        return True
+
+    waiting = Evaluations(tmp_path, Schedule(iters=12, eval_every=3), {}, 1)
+    with waiting, pytest.raises(Preempted):
+        waiting.finish(12, agree)
+    assert looks == [(12, True), (12, True), (12, False), (12, False)]
+
+
+def test_training_waits_only_after_steps_that_are_saved(tmp_path, monkeypatch):
+    """So who is asked to save, or to stop, as it waits has done so."""
+    after = []
+    with standing(tmp_path, monkeypatch, patience=9) as kept:
+        for step in (3, 6, 9):
+            leave(tmp_path, step, 0.1)
+        for step in range(13):
+            kept.stops(step, lambda step, _: after.append(step))
+        assert after == [3, 6, 9] and all(map(kept.due, after))
 
 
 @pytest.fixture
