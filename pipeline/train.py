@@ -62,12 +62,15 @@ class TrainJob:
     val_shards: str | None = None
 
 
-def train(job: TrainJob, ask: Ask = no_notice) -> None:
+def train(job: TrainJob, ask: Ask = no_notice) -> bool:
     """Train one stage to its last step and write RUN/STAGE/weights.safetensors.
 
     Runs on every rank (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment) and resumes
     from the newest valid checkpoint, so calling it again after a kill goes on where it was. Each rank asks
-    `ask` once a step, and as it waits; what any rank was told, all of them do after the step.
+    `ask` once a step, as it waits, and at the end; what any rank was told, all of them do after the step.
+
+    Returns:
+        Whether any rank was asked to stop too late for that: the stage is done, and another is not to begin.
 
     Raises:
         NonFiniteLoss: on every rank, before the weights are touched; on rank 0 alone when it was not the
@@ -110,7 +113,7 @@ def train(job: TrainJob, ask: Ask = no_notice) -> None:
                 books.enter(done, time.monotonic() - began, ids, told)
         checkpoints.wait()
         evaluations.finish(done, books.agree)
-    _finish(engine, job, claim, meta)
+    return _finish(engine, job, claim, meta, ask)
 
 
 @dataclass
@@ -330,9 +333,12 @@ def _be_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def _finish(engine: Any, job: TrainJob, claim: Claim, meta: dict[str, Any]) -> None:
+def _finish(engine: Any, job: TrainJob, claim: Claim, meta: dict[str, Any], ask: Ask) -> bool:
     if dist.get_rank() == 0:
         claim.check()
         save_weights(Path(job.run_dir, job.stage, "weights.safetensors"), engine.module.state_dict(), meta)
+    # Asked after it: while a rank waits for rank 0, it hears nothing.
     dist.barrier()
+    (stop,) = on_any_rank(ask().stop, device=engine.device)
     engine.destroy()
+    return stop

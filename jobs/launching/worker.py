@@ -34,14 +34,17 @@ def train_stage(payload: dict[str, Any]) -> None:
     """Train one stage on this rank.
 
     The payload is TrainJob's fields with the config as a mapping, and `stop_file`: training saves and stops
-    when that file appears.
+    when that file appears. A rank that is asked to stop too late for that makes it, so that no other stage
+    begins.
     """
     from jobs.launching.preemption import Listener
     from pipeline.train import TrainJob, train
 
     fields = {name: value for name, value in payload.items() if name != "stop_file"}
     job = TrainJob(**{**fields, "config": parse_config(payload["config"])})
-    train(job, Listener(payload["stop_file"]))
+    if train(job, Listener(payload["stop_file"])):
+        # No handler's task: when a rank dies, torchrun sends SIGTERM to the others, and they all come back.
+        Path(payload["stop_file"]).touch()
 
 
 def detect_parts(payload: dict[str, Any]) -> None:

@@ -3,13 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from jobs.errors import Stopped
 from jobs.launching.launch import launch
+from pipeline import train as module
 from pipeline.agreement import on_any_rank
 from pipeline.notice import Notice, Preempted, no_notice
-from pipeline.train import _Books
+from pipeline.train import TrainJob, _Books, _finish
 from tests.pipeline import waiting_ranks
 
 
@@ -48,6 +50,20 @@ def test_who_waits_and_is_asked_to_stop_stops_once_the_checkpoint_is_on_the_disk
     with pytest.raises(Preempted, match="asked to stop: step 6 of 12 is saved"):
         books(waited, stopping).agree(6, True)
     assert waited == [True]
+
+
+@pytest.mark.parametrize(("ask", "told"), [(no_notice, False), (stopping, True)])
+def test_who_is_asked_to_stop_in_the_last_step_has_the_weights_and_says_so(tmp_path, monkeypatch, ask, told):
+    saved = []
+    monkeypatch.setattr(module, "save_weights", lambda *_: saved.append(True))
+    engine = SimpleNamespace(module=torch.nn.Linear(1, 1), destroy=lambda: None, device="cpu")
+    job = TrainJob(None, "baseline", str(tmp_path), "", None, 1)
+
+    def late():
+        assert saved, "while the weights are written too"
+        return ask()
+
+    assert _finish(engine, job, SimpleNamespace(check=lambda: None), {}, late) is told
 
 
 @pytest.mark.slow

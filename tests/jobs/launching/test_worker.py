@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from jobs.launching import worker
-from jobs.launching.worker import detect_parts
+from jobs.launching.preemption import own_sigterm
+from jobs.launching.worker import detect_parts, train_stage
 from pipeline import evaluate
 from pipeline.lease import StaleAttempt, acquire
 
@@ -59,6 +60,17 @@ def test_a_group_that_is_replaced_while_it_detects_leaves_nothing(rank_0, tmp_pa
     with acquire(tmp_path), pytest.raises(RuntimeError, match="started again"):
         detect_parts(payload)
     assert not part.exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_rank_that_was_asked_to_stop_in_the_last_step_tells_the_driver(tmp_path, monkeypatch, asked):
+    """Else the next stage would begin, of which SIGTERM to one rank of torchrun says nothing."""
+    monkeypatch.setattr("pipeline.train.train", lambda job, ask: asked)
+    job = {"stage": "baseline", "run_dir": "r", "shards": "s", "init_weights": None, "attempt": 1}
+    config = {"data": {"train": "-", "val": "-"}}
+    with own_sigterm():
+        train_stage({**job, "config": config, "stop_file": str(tmp_path / "stop")})
+    assert (tmp_path / "stop").exists() is asked
 
 
 @pytest.mark.parametrize(
