@@ -20,6 +20,7 @@ from pipeline.checkpoint import WEIGHTS, defects, step_of
 from pipeline.child import await_parents_end
 from pipeline.evaluate import check_categories, detect_images, measure
 from pipeline.evaluations import (
+    BEST,
     POLL_S,
     alive_file,
     drop_snapshot,
@@ -68,7 +69,7 @@ def evaluate_snapshot(folder: Path, snapshot: Path, order: dict[str, Any]) -> No
     step, stage = step_of(snapshot), folder.parent
     claim = Claim(**{**order["claim"], "run_dir": Path(order["claim"]["run_dir"])})
     # A name of this process's own: one of an earlier start may live on behind a broken network.
-    weights = temporary_beside(stage / "best.safetensors")
+    weights = temporary_beside(stage / BEST)
     if not result_file(folder, step).exists():
         wrong = defects(snapshot, (WEIGHTS,))
         if wrong:
@@ -78,7 +79,7 @@ def evaluate_snapshot(folder: Path, snapshot: Path, order: dict[str, Any]) -> No
         result = {"step": step, **_evaluated(weights, order, alive_file(folder))}
         claim.check()
         if _is_best(result, results_of(stage)):
-            os.replace(weights, stage / "best.safetensors")
+            os.replace(weights, stage / BEST)
         write_atomic(result_file(folder, step), json.dumps(result, allow_nan=False).encode() + b"\n")
         weights.unlink(missing_ok=True)
     claim.check()

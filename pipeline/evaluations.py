@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4
 # Without an image evaluated, longer than scoring all of them or fetching the shards takes: its store hangs.
 STALL_S = 1800.0
+# By mask AP; and of those that were evaluated under settings that have changed since.
+BEST, BEST_BEFORE = "best.safetensors", "best-before.safetensors"
 # Takes the step that training waits after, and whether this rank lacks a result; returns whether any does.
 # Collective, as all go on together; raises Preempted, on all, where one was asked to stop while they wait.
 Agree = Callable[[int, bool], bool]
@@ -58,6 +60,7 @@ class Evaluations:
     def __enter__(self) -> "Evaluations":
         if self._rank == 0 and self._schedule.eval_every:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._drop_incomparable()
             write_atomic(self._folder / "order.json", json.dumps(self._order).encode())
             alive_file(self._folder).touch()
             clear_temporaries(self._folder)
@@ -148,6 +151,25 @@ class Evaluations:
             f"{place}: the weights of step {step} were damaged or deleted before they were evaluated, and no "
             "whole checkpoint of it is left; move the checkpoints from that step on away, and training goes "
             f"on from the one before, or begin the stage anew with --redo {self._folder.parent.name}"
+        )
+
+    def _drop_incomparable(self) -> None:
+        path, now, best = self._folder / "order.json", self._order["test"], self._folder.parent / BEST
+        before = json.loads(path.read_text(encoding="utf-8"))["test"] if path.exists() else now
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        results = sorted(self._folder.glob("step-*.json")) if changed else []
+        if not results:
+            return
+        if best.exists():
+            os.replace(best, best.with_name(BEST_BEFORE))
+        for result in results:
+            result.unlink()
+        log.warning(
+            "test.%s changed: %d evaluations, which compare with none to come, are deleted, and done "
+            "again where the step's checkpoint is left; the weights that were best by them are %s",
+            ", test.".join(changed),
+            len(results),
+            best.with_name(BEST_BEFORE),
         )
 
     def _mend(self) -> None:

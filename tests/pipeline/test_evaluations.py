@@ -16,7 +16,15 @@ from configs.load import ConfigError, parse_config
 from configs.schema import Schedule
 from pipeline import evaluating, evaluations
 from pipeline.checkpoint import defects, save_checkpoint
-from pipeline.evaluations import EvaluationFailed, Evaluations, out_of_patience, result_file, snapshots
+from pipeline.evaluations import (
+    BEST,
+    BEST_BEFORE,
+    EvaluationFailed,
+    Evaluations,
+    out_of_patience,
+    result_file,
+    snapshots,
+)
 from pipeline.lease import Superseded, claim_stage
 from pipeline.network.weights import load_weights
 from pipeline.notice import Preempted
@@ -43,10 +51,10 @@ def alone(step, lacking):
     return lacking
 
 
-def standing(tmp_path, monkeypatch, dies=False, **schedule):
+def standing(tmp_path, monkeypatch, dies=False, test=None, **schedule):
     monkeypatch.setattr(evaluations.subprocess, "Popen", lambda *_, **__: StandIn(dies))
     schedule = {"iters": 12, "eval_every": 3, "steps": (9,), **schedule}
-    return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}}, 0)
+    return Evaluations(tmp_path, Schedule(**schedule), {"meta": {}, "test": test or {}}, 0)
 
 
 def checkpoint(stage, step):
@@ -306,6 +314,28 @@ def test_the_best_is_the_first_of_the_best_also_when_one_is_evaluated_late(
             folder / "evaluations", folder / "evaluations" / f"step-{step:09d}", order
         )
     assert load_weights(folder / "best.safetensors")[0]["a"][0] == best
+
+
+def test_what_was_measured_by_other_settings_is_not_compared_with(stage, evaluated, monkeypatch, caplog):
+    (folder, order), (_, given) = stage, evaluated
+    given.update({3: 0.9, 6: 0.8, 9: 0.7})
+    for place in snapshots(folder / "evaluations"):
+        evaluating.evaluate_snapshot(place.parent, place, order)
+    shutil.rmtree(folder / "checkpoints" / "step-000000003")
+    with standing(folder, monkeypatch):
+        assert len(evaluations.results_of(folder)) == 3 and not caplog.records
+    with standing(folder, monkeypatch, test={"score": 0.5}):
+        assert evaluations.results_of(folder) == []
+        assert names(folder) == ["step-000000006", "step-000000009"], "step 3 has no checkpoint any more"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("test.score changed: 3 evaluations") and line.endswith("best-before.safetensors")
+    given.update({6: 0.1, 9: 0.2})
+    for place in snapshots(folder / "evaluations"):
+        evaluating.evaluate_snapshot(place.parent, place, order)
+    found = [load_weights(folder / name)[0]["a"][0] for name in (BEST, BEST_BEFORE)]
+    assert found == [9, 3]
+    with standing(folder, monkeypatch, test={"score": 0.5}):
+        assert [result["step"] for result in evaluations.results_of(folder)] == [6, 9]
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.1, 0.2, 0.3]), max_size=8), st.integers(1, 4))
