@@ -200,7 +200,8 @@ class Train(Section):
 
 
 class Test(Section):
-    """Inference and scoring: changing any of it redoes `evaluate` and `report` only.
+    """Inference and scoring: changing any of it redoes `evaluate` and `report` only, and evaluations
+    beside a training that has not ended.
 
     `scorer` computes the AP: faster_coco_eval gives pycocotools' numbers (to 1e-10) in a fifth of its time.
     """
