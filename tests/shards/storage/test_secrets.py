@@ -8,6 +8,9 @@ from shards.errors import BadInput
 from shards.storage.remote import check_url
 from shards.storage.secrets import holds_secret, redact
 
+# SQLAlchemy's usual form for SQL Server.
+ODBC = "mssql+pyodbc:///?odbc_connect="
+
 
 @pytest.mark.parametrize(
     ("url", "shown"),
@@ -36,6 +39,21 @@ from shards.storage.secrets import holds_secret, redact
         ("https://host/x?access_token=sentinel", "https://host/x?access_token=***"),
         ("https://host/x?auth_code=sentinel", "https://host/x?auth_code=***"),
         ("postgresql://h/db?user=me&password=sentinel", "postgresql://h/db?user=me&password=***"),
+        ("mysql+pymysql://root:pa sentinel@h/db", "mysql+pymysql://root:***@h/db"),
+        ("mysql://root:1234 and sen@sentinel@h:3306/db", "mysql://root:***@h:3306/db"),
+        ("postgresql://me:pa sentinel@/db?host=/run", "postgresql://me:***@/db?host=/run"),
+        ("http://me:pa sentinel@[::1]:5000", "http://me:***@[::1]:5000"),
+        ("postgresql://h/db?password=ab'sentinel&a=b", "postgresql://h/db?password=***&a=b"),
+        ("postgresql://h/db?password=ab',\"sentinel", "postgresql://h/db?password=***"),
+        (ODBC + "DRIVER%3D%7BA+B%7D%3BUID%3Dsa%3BPWD%3Dsentinel", None),
+        (
+            ODBC + "UID%3Dsa%3BPWD%3D%7Ba%3Bsentinel%7D%3BServer%3Dh",
+            ODBC + "UID%3Dsa%3BPWD%3D***%3BServer%3Dh",
+        ),
+        (ODBC + "PWD%3Dsentinel%3BUID%3Dsa&a=b", ODBC + "PWD%3D***%3BUID%3Dsa&a=b"),
+        (ODBC + "DRIVER={ODBC Driver 17};UID=sa;PWD=sentinel;Encrypt=yes", None),
+        (ODBC + "DRIVER={A B};UID=sa; Pwd = {a;sentinel}", ODBC + "DRIVER={A B};UID=sa; Pwd = ***"),
+        (ODBC + "Password=pa sentinel;UID=sa", ODBC + "Password=***;UID=sa"),
     ],
 )
 def test_a_secret_is_masked_and_refused(url, shown):
@@ -66,11 +84,37 @@ def test_a_secret_is_masked_and_refused(url, shown):
         "https://host/x?author=me&design=flat&authority=none",
         "sqlite:////data/mlflow.db",
         "me@example.org: see https://host/x",
+        "postgresql://host/my data:a@b",
+        ODBC + "DRIVER={ODBC Driver 17};SERVER=h;Trusted_Connection=yes",
+        "https://host/x?a='b'&c=\"d\";e=f",
     ],
 )
 def test_what_is_no_secret_is_left_alone(url):
     assert redact(url) == url
     check_url(url)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "http://host:5000: cannot be reached, ask me@example.org",
+        "http://host:5000 and https://bucket:8000, not git@host/x, as ssh://me@host:22/x says: a@b/c",
+        "ray://head:10001 refused, http://host: neither, said me@example.org",
+        "see memory://a:b and (https://host/x?a=b): all of me@example.org",
+        "the key '?token=' is empty, PWD=/home/me; auth: none",
+    ],
+)
+def test_prose_with_colons_and_mail_addresses_is_left_alone(line):
+    assert redact(line) == line
+
+
+def test_a_value_of_its_own_may_end_after_the_host_and_a_text_go_on_after_a_quote():
+    for before in ("", "tracking.uri=", "tracking:\n  uri: ", "'"):
+        end = "'" if before == "'" else ""
+        assert redact(f"{before}http://me:pa sentinel@host{end}") == f"{before}http://me:***@host{end}"
+    assert redact("""{'a':'http://h/?token=b','c':'d e'}""") == """{'a':'http://h/?token=***','c':'d e'}"""
+    assert redact("""is 'http://h/?token=b'c', as "e" is""") == """is 'http://h/?token=***', as "e" is"""
+    assert redact("it says 'at http://h/?token=b'. Then") == "it says 'at http://h/?token=***'. Then"
 
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=6)
@@ -80,3 +124,17 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min
 @example("1234/ab")
 def test_no_password_survives(password):
     assert password not in redact(f"mysql://user:{password}@example.org/base").replace("***", "")
+
+
+@given(WORDS, WORDS)
+@example("1234", "'or")
+def test_no_password_with_a_blank_survives(first, second):
+    password = f"{first.replace('@', 'a')} {second}".replace("//", "ab")
+    assert password not in redact(f"mysql://user:{password}@example.org/base").replace("***", "")
+
+
+@given(WORDS)
+@example("a','b':'c")
+def test_no_secret_of_a_query_survives(password):
+    url = f"mysql://host/base?password={password.replace('&', 'a')}&x=1"
+    assert redact(url) == "mysql://host/base?password=***&x=1"
