@@ -1,6 +1,7 @@
 """Reads a config file, applies `--set key=value` overrides, and explains what is wrong with it."""
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,8 +50,8 @@ def parse_config(tree: dict[str, Any], name: str = "config") -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """Return the config as YAML, every default resolved, keys in schema order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """Return the config as YAML, every default resolved, keys in schema order, a value in a line."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=math.inf)
 
 
 def read_tree(path: Path) -> dict[str, Any]:

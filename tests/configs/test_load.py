@@ -27,6 +27,12 @@ def test_resolved_config_reads_back_as_itself(tmp_path):
     assert config.data.val == "some/shards"
 
 
+def test_a_long_value_with_blanks_stays_on_one_line():
+    """Where passwords are looked for, and where a user looks."""
+    uri = f"mysql://me:a password@{'host' * 30}/db of mine"
+    assert f"uri: {uri}\n" in dump_config(parse_config({**LEAST, "tracking": {"uri": uri}}, "here"))
+
+
 @pytest.mark.parametrize("text, value", [("1e-3", 0.001), ("0.25", 0.25), ("2E-2", 0.02)])
 def test_set_reads_numbers_as_users_write_them(text, value):
     assert load_config(HERE / "demo.yaml", [f"train.baseline.lr={text}"]).train.baseline.lr == value
