@@ -157,10 +157,13 @@ def training_batches(
         for number, batch in enumerate(loader, start_step * schedule.accumulate):
             ahead.reached(number // schedule.accumulate * schedule.batch)
             yield unpacked(batch)
-    except BadInput as error:
+    except (BadInput, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
         # A loader process puts its traceback before the line that the user needs.
         line = str(error).strip().splitlines()[-1]
-        raise BadInput(line.partition(f"{type(error).__name__}: ")[2] or line) from None
+        kind = BadInput if isinstance(error, BadInput) else OSError
+        raise kind(line.partition(f"{type(error).__name__}: ")[2] or line) from None
     finally:
         ahead.close()
 

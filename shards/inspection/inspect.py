@@ -19,6 +19,7 @@ from shards.inspection.sheet import draw_sheet
 from shards.inspection.tally import MEDIUM_PX, SMALL_PX, Tally
 from shards.read import ShardDataset
 from shards.storage.cache import Cache
+from shards.storage.folder import naming
 from shards.storage.remote import is_remote, local_path, shown
 
 SHEET, CHARTS = "contact_sheet.png", "statistics.png"
@@ -44,6 +45,7 @@ def inspect_shards(directory: str | Path, out: str | Path | None = None, cache: 
     Raises:
         BadInput: no finished data set there, or a damaged index; a URL without `out`, or a folder in which
             the pictures cannot be written.
+        OSError: a file cannot be read just now, which says nothing of it; names the file.
     """
     if out is None and is_remote(directory):
         raise BadInput(f"{shown(directory)}: is a URL; give --out, a folder for the two pictures")
@@ -102,7 +104,7 @@ def _check_shards(dataset: ShardDataset) -> tuple[set[int], list[str]]:
 def _damage(dataset: ShardDataset, shard: dict) -> list[str]:
     name = dataset.store.name(shard["name"])
     for _ in range(2):
-        with dataset.store.open(shard) as stream:
+        with naming(name), dataset.store.open(shard) as stream:
             whole = hashlib.file_digest(stream, "sha256").hexdigest() == shard["sha256"]
             stream.seek(0)
             # Also where it is whole: data sets come from elsewhere, checksums and all.

@@ -1,8 +1,11 @@
 """Where the files of a data set are: a directory, or a URL behind a local cache."""
 
+import errno
 import hashlib
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +14,9 @@ from shards.storage.cache import Cache, cache_at
 from shards.storage.remote import check_url, is_remote, local_path, read_url, shown
 
 MAX_OPEN_FILES = 64
+# Not there. Any other error is no verdict: a file server that is away for a minute gives it for all files.
+LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+_AGAIN = "copy it again or make the shards again"
 
 
 class LocalStore:
@@ -28,43 +34,36 @@ class LocalStore:
         return str(self.place / file)
 
     def description(self, file: str) -> bytes:
-        """Return the content of the file that says what the others are."""
-        try:
+        """Return the content of the file that says what the others are; raises as `read`."""
+        with _judged(self.name(file), "give a directory that `mrrcnn shard` has finished"):
             return (self.place / file).read_bytes()
-        except OSError:
-            remedy = "give a directory that `mrrcnn shard` has finished"
-            raise BadInput(f"{self.name(file)}: is missing; {remedy}") from None
 
     def content(self, file: str, sha256: str) -> bytes:
-        """Return the content of a small file, which has this checksum."""
-        try:
+        """Return the content of a small file, which has this checksum.
+
+        Raises:
+            BadInput: it is not there, or damaged.
+            OSError: the disk fails; names the file.
+        """
+        with _judged(self.name(file), _AGAIN):
             content = (self.place / file).read_bytes()
-        except OSError:
-            content = b""
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise BadInput(
-                f"{self.name(file)}: is missing or damaged; copy it again or make the shards again"
-            )
+            raise BadInput(f"{self.name(file)}: is damaged; {_AGAIN}")
         return content
 
     def read(self, shard: dict, offset: int, size: int) -> bytes:
         """Return bytes of a shard, a row of dataset.json; fewer where it ends.
 
         Raises:
-            BadInput: it cannot be opened.
+            BadInput: it is not there.
             OSError: the disk fails; names the shard.
         """
         return _pread(self._file(shard["name"]), size, offset, self.place, shard["name"])
 
     def open(self, shard: dict) -> BinaryIO:
         """Return a whole shard to read and seek in; raises as `read`."""
-        try:
+        with _judged(self.name(shard["name"]), _AGAIN):
             return open(self.place / shard["name"], "rb")
-        except OSError as error:
-            raise BadInput(
-                f"{self.name(shard['name'])}: cannot be read ({error.strerror}); "
-                "copy it again or make the shards again"
-            ) from None
 
     def forget(self, shard: dict) -> None:
         """Open a shard anew next time: it may have been replaced."""
@@ -75,12 +74,8 @@ class LocalStore:
         if file not in self._files:
             if len(self._files) >= MAX_OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            try:
+            with _judged(self.name(file), _AGAIN):
                 self._files[file] = os.open(self.place / file, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise BadInput(
-                    f"{self.name(file)}: cannot be read ({error.strerror}); copy it again"
-                ) from None
         return self._files[file]
 
     def __del__(self) -> None:
@@ -129,6 +124,17 @@ class RemoteStore:
 
     def _url_of(self, file: str) -> str:
         return f"{self.place}/{file}"
+
+
+@contextmanager
+def _judged(name: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in LOST:
+            raise BadInput(f"{name}: is missing ({error.strerror}); {remedy}") from None
+        # An error of reading names no file.
+        raise OSError(error.errno, error.strerror, name) from None
 
 
 def _pread(descriptor: int, size: int, offset: int, *path: str | Path) -> bytes:

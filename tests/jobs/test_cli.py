@@ -111,6 +111,7 @@ def test_bad_usage_and_bad_input_exit_2_with_one_line(capsys, tmp_path, config, 
         (LeaseHeld("runs/x: is being run by process 1"), 2),
         (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (OSError(errno.ESTALE, "Stale file handle", "shards/dataset.json"), 1),
     ],
 )
 def test_failures_have_their_exit_code_and_one_line(capsys, monkeypatch, config, error, code):
@@ -122,6 +123,7 @@ def test_failures_have_their_exit_code_and_one_line(capsys, monkeypatch, config,
     assert ended == code
     assert err.count("\n") == 1
     assert (getattr(error, "strerror", None) or str(error)) in err
+    assert (getattr(error, "filename", None) or "") in err
 
 
 def test_a_sweep_has_the_least_number_of_workers_that_a_run_has(capsys, monkeypatch):

@@ -1,6 +1,9 @@
 """What the network trains on: targets as the annotations say, chance by the sample's position alone."""
 
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +176,21 @@ def test_a_damaged_sample_is_named_in_one_line(shards, tmp_path, workers):
     with pytest.raises(BadInput) as raised:
         everything(ShardDataset(copy), cfg, rank=0, world=1, start_step=0)
     assert str(raised.value).startswith(f"{tar}, sample ") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_disk_is_no_bad_input_and_named_in_one_line(shards, monkeypatch, workers):
+    """Bad input ends a job at once; what a file server says while it is away is worth another try."""
+    tar = shards.directory / shards.description["shards"][0]["name"]
+
+    def opened(path, *rest, really=os.open):
+        if Path(path) == tar:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return really(path, *rest)
+
+    monkeypatch.setattr("shards.storage.store.os.open", opened)
+    with pytest.raises(OSError, match=f"Stale file handle: '{tar}'$") as raised:
+        everything(
+            ShardDataset(shards.directory), config({"loader_workers": workers}), rank=0, world=1, start_step=0
+        )
+    assert "\n" not in str(raised.value)

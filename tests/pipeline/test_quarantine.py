@@ -99,7 +99,7 @@ def test_a_data_set_of_nothing_but_corrupt_samples_is_an_error_and_no_endless_lo
 def test_a_shard_that_is_not_there_is_no_corrupt_sample(damaged):
     """A hundred images replaced for want of a file would be another data set."""
     next(damaged.directory.glob("*.tar")).unlink()
-    with pytest.raises(ValueError, match="cannot be read") as raised:
+    with pytest.raises(ValueError, match="is missing") as raised:
         TrainingSamples(damaged, 0, 0.0, "quarantine")[(0, 0)]
     assert not isinstance(raised.value, CorruptSample)
 

@@ -131,7 +131,7 @@ def test_a_short_shard_and_a_missing_one_are_reported(case):
     with pytest.raises(BadInput, match="sample 000000000007"):
         ShardDataset(case.out)[0]
     shard.unlink()
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is missing"):
         ShardDataset(case.out)[0]
 
 

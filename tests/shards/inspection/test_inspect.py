@@ -1,5 +1,6 @@
 """Inspection reads every byte, names what is damaged, counts right and draws two pictures."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -148,6 +149,20 @@ def test_a_missing_shard_is_one_line_however_many_samples_it_had(sharded, tmp_pa
     gone.unlink()
     found = inspect_shards(tmp_path / "copy")
     assert len(found["damaged"]) == 1 and str(gone) in found["damaged"][0]
+
+
+@pytest.mark.parametrize("failing", ["shards.storage.store.open", "hashlib.file_digest"])
+def test_a_disk_that_fails_ends_it_and_is_named(case, monkeypatch, failing):
+    """Damage is what is still there once the file server is back."""
+    case.shard()
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(failing, fail, raising=False)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        inspect_shards(case.out)
+    assert raised.value.filename == str(case.out / "instances-000000.tar")
 
 
 def test_an_image_whose_decoder_complains_is_listed_though_nothing_is_damaged_since(case):

@@ -1,6 +1,7 @@
 """Shards behind a URL are read as those of a directory, by any number of loader workers."""
 
 import errno
+import os
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from shards.errors import BadInput, CorruptSample
 from shards.read import ShardDataset
 from shards.storage import remote
 from shards.storage.cache import Cache
+from shards.storage.store import LocalStore
 from tests.shards.coco_case import flip_byte
 from tests.shards.http_folder import served
 
@@ -130,6 +132,35 @@ def test_quarantine_replaces_the_damaged_samples_of_a_remote_shard_as_of_a_local
     assert torch.equal(kept[0][0], kept[1][0]) and [len(t["corrupt"]) for _, t in kept] == [1, 1]
     with pytest.raises(CorruptSample):
         TrainingSamples(remote_set, 0, 0.5, "fail")[(9, 3)]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(errno.ENOENT, BadInput), (errno.ENOTDIR, BadInput), (errno.EISDIR, BadInput)]
+    + [(code, OSError) for code in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES)],
+)
+def test_only_what_is_absent_is_bad_input(sharded, monkeypatch, code, kind):
+    """Nobody makes shards again, and no run ends for good, because a file server was away for a minute."""
+    store = LocalStore(sharded)
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    for opening in ("os.open", "open", "Path.read_bytes"):
+        monkeypatch.setattr(f"shards.storage.store.{opening}", fail, raising=False)
+    reads = {
+        "dataset.json": lambda name: store.description(name),
+        "a.index.json": lambda name: store.content(name, "0" * 64),
+        "a.tar": lambda name: store.read({"name": name}, 0, 1),
+        "b.tar": lambda name: store.open({"name": name}),
+    }
+    for name, read in reads.items():
+        with pytest.raises(kind, match=os.strerror(code)) as raised:
+            read(name)
+        if kind is OSError:
+            assert (raised.value.errno, raised.value.filename) == (code, str(sharded / name))
+        else:
+            assert f"{sharded / name}: is missing" in str(raised.value)
 
 
 def test_a_failing_disk_is_named_by_the_file_that_it_cannot_read(sharded, store, cache, monkeypatch):
