@@ -10,6 +10,8 @@ from shards.errors import BadInput
 from shards.storage.files import write_atomic
 
 Values = dict[str, Any]
+# Of these only a verdict follows: EIO or a stale handle, as of a server that is away, says nothing of a file.
+ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 class Ledger:
@@ -33,25 +35,29 @@ class Ledger:
 
         `ledger.recovered` is a line to show when the previous copy had to be used, else None. `attempt` is
         that of the lease under which it will be changed: once a newer one has begun, every change raises
-        StaleAttempt instead.
+        StaleAttempt instead. Without one nothing is written: somebody else's run may be changing the ledger.
 
         Raises:
             BadInput: the ledger is damaged and there is no good previous copy.
+            OSError: it cannot be read just now, which says nothing of it; names the file.
         """
         run_dir = Path(run_dir)
         path, previous = run_dir / "ledger.json", run_dir / "ledger.previous.json"
-        if not path.exists() and not previous.exists():
-            return cls(run_dir, {"format": 1, "attempt": 0, "stages": {}, "tracking": {}}, attempt=attempt)
         try:
             return cls(run_dir, _read(path), attempt=attempt)
-        except (OSError, ValueError) as error:
-            wrong = f"{path}: is damaged ({error})"
+        except (*ABSENT, ValueError) as error:
+            begun, wrong = not isinstance(error, ABSENT), f"{path}: is damaged ({error})"
         try:
             used = f"{wrong}; the copy {previous.name} is used instead"
             ledger = cls(run_dir, _read(previous), used, attempt)
-        except (OSError, ValueError):
+        except (*ABSENT, ValueError) as error:
+            if isinstance(error, ABSENT) and not begun:
+                return cls(
+                    run_dir, {"format": 1, "attempt": 0, "stages": {}, "tracking": {}}, attempt=attempt
+                )
             raise BadInput(f"{wrong}; put back a copy of it or choose another --run-dir") from None
-        write_atomic(path, previous.read_bytes())
+        if attempt is not None:
+            write_atomic(path, previous.read_bytes())
         return ledger
 
     def state(self, stage: str) -> str:
@@ -164,8 +170,16 @@ def hash_of(values: Values) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def _nothing() -> dict[str, Any]:
+    return {"format": 1, "attempt": 0, "stages": {}, "tracking": {}}
+
+
 def _read(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        # An error of reading names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     if not text.endswith("\n"):
         raise ValueError("its end is missing")
     tree = json.loads(text)

@@ -1,6 +1,9 @@
 """The ledger survives what a crash or a disk does to it, and says so; it never starts afresh silently."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -106,11 +109,47 @@ def test_a_torn_ledger_is_replaced_by_the_previous_copy_and_that_is_said(tmp_pat
     path = tmp_path / "ledger.json"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep) if 0 < keep < 1 else keep])
-    again = Ledger.load(tmp_path)
+    with acquire(tmp_path) as lease:
+        again = Ledger.load(tmp_path, lease.attempt)
     assert "ledger.json: is damaged" in again.recovered
     assert "ledger.previous.json" in again.recovered
     assert again.state("shard") == "running"
     assert Ledger.load(tmp_path).recovered is None
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["ledger.json", "ledger.previous.json"])
+def test_a_ledger_that_cannot_be_read_just_now_is_not_replaced_by_its_copy(
+    tmp_path, ledger, monkeypatch, code, name
+):
+    """A stage that is done would be running again, because a file server was away for a second."""
+    if name == "ledger.previous.json":
+        (tmp_path / "ledger.json").write_text("{")
+    before = {path: path.read_bytes() for path in tmp_path.glob("ledger*")}
+    read_text = Path.read_text
+
+    def failing(path, **options):
+        if path.name == name:
+            raise OSError(code, os.strerror(code))
+        return read_text(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    for attempt in (None, 1):
+        with pytest.raises(OSError, match=os.strerror(code)) as raised:
+            Ledger.load(tmp_path, attempt)
+        assert raised.value.filename == str(tmp_path / name)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_without_the_lease_the_copy_is_used_and_nothing_written(tmp_path, ledger, damaged):
+    """Whoever only looks, or borrows, must not write into the directory of a run that is alive."""
+    path = tmp_path / "ledger.json"
+    path.write_text("{") if damaged else path.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    again = Ledger.load(tmp_path)
+    assert again.state("shard") == "running" and "is damaged" in again.recovered
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_ledger_beyond_repair_is_one_clear_line(tmp_path, ledger):
