@@ -2,17 +2,15 @@
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import uuid
 from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
-from jobs.errors import JobFailed
 from shards.errors import BadInput
+from shards.storage.files import only_writer
 from shards.storage.remote import shown
 
 
@@ -44,11 +42,12 @@ def run_config(
     min_workers: int | None,
 ) -> None:
     """Run a config's stages and show what came out."""
-    from jobs.checks import check_elastic, check_sources
-
-    check_elastic(launcher, address, min_workers)
+    if min_workers is not None and (launcher != "ray" or address is None):
+        raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
     settings = _told(config, overrides)
     run_dir = run_dir or f"runs/{Path(config).stem}"
+    from jobs.checks import check_sources
+
     check_sources(settings)
     if settings.model.weights is not None:
         settings = _as_its_weights(settings)
@@ -105,7 +104,12 @@ def evaluate_checkpoint(
     launcher: str,
     address: str | None,
 ) -> None:
-    """Detect with a weights file on shards, score, and show the AP."""
+    """Detect with a weights file on shards, score, and show the AP.
+
+    Raises:
+        BadInput: weights and shards do not fit each other, or another command is writing to `out`.
+        JobFailed: the workers failed.
+    """
     from jobs.summary import show_metrics
     from shards.read import ShardDataset
 
@@ -114,25 +118,18 @@ def evaluate_checkpoint(
     from jobs.evaluation import detect_and_score
 
     out.mkdir(parents=True, exist_ok=True)
-    with _scratch(out.resolve()) as scratch:
-        workers = default_workers(workers, launcher, 1)
+    workers = default_workers(workers, launcher, 1)
+    work = out.resolve() / ".evaluate"
+    with only_writer(out):
+        # Of a command that was killed, or failed: whoever looked for its traceback has seen it.
+        shutil.rmtree(work, ignore_errors=True)
+        # Ranks that outlive their command must not find the next one's folder.
+        scratch = work / uuid.uuid4().hex
         metrics = detect_and_score(checkpoint, shards, out, test, scratch, workers, launcher, address)
+        shutil.rmtree(work)
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))
-
-
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """Yield a folder in `out`, deleted at the end unless the line of a JobFailed may name a file in it."""
-    folder = Path(tempfile.mkdtemp(prefix=".evaluate-", dir=out))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        try:
-            yield folder / "work"
-        except JobFailed:
-            stack.pop_all()
-            raise
 
 
 def predict_files(

@@ -1,6 +1,8 @@
 """Overrides for finished weights, the number of ranks, what is shown, and the demo's data."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +10,9 @@ from configs.load import ConfigError
 from configs.schema import Test
 from jobs import demo
 from jobs.console import following, say
-from jobs.errors import JobFailed
 from jobs.ledger import Ledger
 from jobs.summary import show_statistics, show_summary
-from jobs.verbs import _scratch, default_workers, test_settings
+from jobs.verbs import default_workers, evaluate_checkpoint, test_settings
 from pipeline.lease import acquire
 from shards.errors import BadInput
 
@@ -47,18 +48,6 @@ def test_the_number_of_ranks_follows_the_gpus_unless_asked_otherwise(monkeypatch
     assert default_workers(None, "ray", 2, most=2) == 2
 
 
-def test_the_folder_of_an_evaluation_goes_unless_its_line_names_a_file_there(tmp_path):
-    with _scratch(tmp_path) as folder:
-        folder.mkdir()
-    with pytest.raises(BadInput), _scratch(tmp_path):
-        raise BadInput("no.tar: is missing")
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(JobFailed), _scratch(tmp_path) as folder:
-        folder.mkdir()
-        raise JobFailed(f"no memory; see {folder}/jobs/traceback.txt")
-    assert folder.is_dir()
-
-
 def test_the_summary_shows_ap_pictures_report_and_the_line_that_opens_mlflow(tmp_path, capsys):
     metrics = {"bbox": AP, "segm": AP, "huddled": {"bbox": {**AP, "AP": None}, "segm": AP}}
     for name in ("baseline", "control", "refined"):
@@ -76,6 +65,53 @@ def test_the_summary_shows_ap_pictures_report_and_the_line_that_opens_mlflow(tmp
     assert [row[-6:] for row in rows] == [["25.0", "25.0", "25.0", "25.0", "-", "25.0"]] * 3
     assert "\nMLflow:  mlflow ui --backend-store-uri sqlite:////home/me/mlflow.db\n" in out
     assert f"{tmp_path}/report/report.html" in out and f"{tmp_path}/report/figures/pictures.png" in out
+
+
+@pytest.fixture
+def evaluating(tmp_path, monkeypatch):
+    """Call `evaluate_checkpoint` with `work(scratch)` in place of detection, into tmp_path / "out"."""
+    monkeypatch.setattr("jobs.verbs.test_settings", lambda *_: Test())
+    monkeypatch.setattr("shards.read.ShardDataset", lambda *_, **__: None)
+
+    def evaluate(work):
+        def detect(weights, shards, out, test, scratch, *_):
+            scratch.mkdir(parents=True)
+            (scratch / "parts").touch()
+            return work(scratch) or {}
+
+        monkeypatch.setattr("jobs.evaluation.detect_and_score", detect)
+        evaluate_checkpoint(Path("w.safetensors"), "shards", tmp_path / "out", None, 1, "local", None)
+
+    return evaluate
+
+
+def test_evaluations_that_were_killed_leave_no_more_than_one_work_folder(tmp_path, evaluating):
+    seen = []
+
+    def killed(scratch):
+        seen.append(scratch)
+        # As SIGKILL does, it must leave what there is.
+        shutil.copytree(tmp_path / "out", tmp_path / f"left-{len(seen)}")
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluating(killed)
+        shutil.rmtree(tmp_path / "out")
+        shutil.copytree(tmp_path / f"left-{len(seen)}", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("parts")] == ["parts"]
+    assert seen[0] != seen[1], "ranks of the first that live on would write into the second's"
+    evaluating(lambda scratch: None)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_two_evaluations_do_not_write_to_one_folder(evaluating):
+    def second(scratch):
+        with pytest.raises(BadInput, match="another process is writing there"):
+            evaluating(lambda scratch: pytest.fail("detects beside the first"))
+        assert (scratch / "parts").exists()
+
+    evaluating(second)
 
 
 def test_the_demos_data_are_whole_or_absent_and_made_once(tmp_path, monkeypatch):
