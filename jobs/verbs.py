@@ -42,12 +42,11 @@ def run_config(
     min_workers: int | None,
 ) -> None:
     """Run a config's stages and show what came out."""
-    if min_workers is not None and (launcher != "ray" or address is None):
-        raise BadInput("--min-workers: is for a Ray cluster whose nodes come and go; give its --address too")
+    from jobs.checks import check_elastic, check_sources
+
+    check_elastic(launcher, address, min_workers)
     settings = _told(config, overrides)
     run_dir = run_dir or f"runs/{Path(config).stem}"
-    from jobs.checks import check_sources
-
     check_sources(settings)
     if settings.model.weights is not None:
         settings = _as_its_weights(settings)
