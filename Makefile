@@ -10,10 +10,11 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find ops/csrc -type f
 demo: $(STAMP)
 	$(BIN)/python -m jobs.cli demo $(ARGS)
 
+# Two files beside each other, a thread each: most tests wait for processes, or compute on one core.
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 # Kills, torn files, full disks, dead servers: the whole takes 45 minutes on two cores; ARGS="elastic disk" a part.
 faults: $(STAMP)
