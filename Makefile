@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
-# Kills, torn files, full disks, dead servers: the whole takes 45 minutes on two cores; ARGS="elastic disk" a part.
+# Kills, torn files, full disks, dead servers: an hour or two on two cores; ARGS="elastic disk" a part.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults $(ARGS)
 

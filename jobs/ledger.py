@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.lease import check_attempt
 from shards.errors import BadInput
 from shards.storage.files import write_atomic
+from shards.storage.folder import naming
 
 Values = dict[str, Any]
 # Of these only a verdict follows: EIO or a stale handle, as of a server that is away, says nothing of a file.
@@ -46,15 +47,13 @@ class Ledger:
         try:
             return cls(run_dir, _read(path), attempt=attempt)
         except (*ABSENT, ValueError) as error:
-            begun, wrong = not isinstance(error, ABSENT), f"{path}: is damaged ({error})"
+            absent, wrong = isinstance(error, ABSENT), f"{path}: is damaged ({error})"
         try:
             used = f"{wrong}; the copy {previous.name} is used instead"
             ledger = cls(run_dir, _read(previous), used, attempt)
         except (*ABSENT, ValueError) as error:
-            if isinstance(error, ABSENT) and not begun:
-                return cls(
-                    run_dir, {"format": 1, "attempt": 0, "stages": {}, "tracking": {}}, attempt=attempt
-                )
+            if absent and isinstance(error, ABSENT):
+                return cls(run_dir, _nothing(), attempt=attempt)
             raise BadInput(f"{wrong}; put back a copy of it or choose another --run-dir") from None
         if attempt is not None:
             write_atomic(path, previous.read_bytes())
@@ -175,11 +174,8 @@ def _nothing() -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with naming(str(path)):
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        # An error of reading names no file.
-        raise OSError(error.errno, error.strerror, str(path)) from None
     if not text.endswith("\n"):
         raise ValueError("its end is missing")
     tree = json.loads(text)

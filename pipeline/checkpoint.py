@@ -21,15 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shards.errors import BadInput
-from shards.storage.files import flush_path, rename_durably, sha256_of, temporary_beside
+from shards.storage.files import LOST, flush_path, rename_durably, sha256_of, temporary_beside
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 NAMES = "step-" + 9 * "[0-9]"
 WEIGHTS = "weights.safetensors"
 CONTENT = (WEIGHTS, "optimizer.safetensors", "state.json")
-# Not there. EIO is no verdict on a file: a file server that is away for a minute says so of all of them.
-LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 def save_checkpoint(

@@ -1,5 +1,6 @@
 """Whole-or-absent files and the lock of a folder that is being written."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,8 @@ from typing import IO
 from shards.errors import BadInput
 
 TEMPORARY = ".*.tmp-*"
+# Not there. EIO is no verdict on a file: a file server that is away for a minute says so of all of them.
+LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

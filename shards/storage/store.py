@@ -1,6 +1,5 @@
 """Where the files of a data set are: a directory, or a URL behind a local cache."""
 
-import errno
 import hashlib
 import os
 import time
@@ -11,11 +10,11 @@ from typing import Any, BinaryIO
 
 from shards.errors import BadInput
 from shards.storage.cache import Cache, cache_at
+from shards.storage.files import LOST
+from shards.storage.folder import naming
 from shards.storage.remote import check_url, is_remote, local_path, read_url, shown
 
 MAX_OPEN_FILES = 64
-# Not there. Any other error is no verdict: a file server that is away for a minute gives it for all files.
-LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _AGAIN = "copy it again or make the shards again"
 
 
@@ -129,12 +128,12 @@ class RemoteStore:
 @contextmanager
 def _judged(name: str, remedy: str) -> Iterator[None]:
     try:
-        yield
+        with naming(name):
+            yield
     except OSError as error:
-        if error.errno in LOST:
-            raise BadInput(f"{name}: is missing ({error.strerror}); {remedy}") from None
-        # An error of reading names no file.
-        raise OSError(error.errno, error.strerror, name) from None
+        if error.errno not in LOST:
+            raise
+        raise BadInput(f"{name}: is missing ({error.strerror}); {remedy}") from None
 
 
 def _pread(descriptor: int, size: int, offset: int, *path: str | Path) -> bytes:

@@ -28,7 +28,8 @@ def ask_to_stop(folder: Path, say: Say, launchers: list[str]) -> list[str]:
 
 
 def _stop_twice(pipeline: Pipeline, calm: Path, launcher: str, say: Say) -> list[str]:
-    run, stage = calm.with_name(launcher), calm.with_name(launcher) / "baseline"
+    run = calm.with_name(launcher)
+    stage = run / "baseline"
     in_training = _stopped(pipeline, run, launcher, lambda: steps(stage) >= STEP)
     last = steps(stage)
     saved = (stage / "checkpoints" / f"step-{last:09d}").exists()
