@@ -67,13 +67,15 @@ def submit(
 
 def entrypoint(run_dir: str, workers: int, redo: str | None = None, min_workers: int | None = None) -> str:
     """Return the job's shell command: prove that the operator came along, then run."""
-    words = ["python", "-m", "jobs.cli", "run", CONFIG, "--run-dir", run_dir, "--workers", str(workers)]
+    words = ["--run-dir", run_dir, "--workers", str(workers)]
     words += ["--launcher", "ray", "--address", "auto", *(["--redo", redo] if redo else [])]
     words += ["--min-workers", str(min_workers)] if min_workers else []
     # MLflow's own default is a file in a directory that Ray deletes.
     uri = shlex.quote(f"sqlite:///{Path(run_dir).parent}/{DEFAULT_FILE}")
     check = f"python -m jobs.submission.submit {shlex.quote(_backend())}"
-    return f"export {DEFAULT_URI}={uri} && {check} && {shlex.join(words)}"
+    # Ray deletes the job's directory, and makes it anew, when a second node of the same machine first uses it.
+    run = f'cd / && python -m jobs.cli run "$OLDPWD/{CONFIG}" {shlex.join(words)}'
+    return f"export {DEFAULT_URI}={uri} && {check} && {run}"
 
 
 def connect(address: str) -> Any:

@@ -318,9 +318,10 @@ def test_the_same_code_is_the_same_package():
 
 
 def test_the_job_proves_its_operator_and_then_runs_under_ray():
-    _, check, run = entrypoint("/nfs/my run", 4, "refine", 2).split(" && ")
+    _, check, leave, run = entrypoint("/nfs/my run", 4, "refine", 2).split(" && ")
     assert check.startswith("python -m jobs.submission.submit ")
-    assert "run submitted.yaml --run-dir '/nfs/my run' --workers 4 --launcher ray --address auto" in run
+    assert leave == "cd /", "not in a directory that Ray deletes"
+    assert """run "$OLDPWD/submitted.yaml" --run-dir '/nfs/my run' --workers 4 --launcher ray""" in run
     assert run.endswith("--redo refine --min-workers 2")
 
 
