@@ -140,7 +140,8 @@ def try_file_system(directory: Path) -> str:
             first.write_text("1")
             second.write_text("2")
             os.replace(first, second)
-            with second.open() as one, second.open() as other:
+            # To write: NFS refuses an exclusive lock to who may only read.
+            with second.open("r+") as one, second.open("r+") as other:
                 fcntl.flock(one, fcntl.LOCK_EX)
                 try:
                     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

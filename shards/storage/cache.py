@@ -206,7 +206,8 @@ def _check_is(url: str, wanted: str, found: str) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # To write: NFS refuses an exclusive lock to who may only read.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -220,7 +221,8 @@ def _only_one(path: Path, wait: bool = True) -> Iterator[bool]:
 
     Without `wait`, that is when another process holds it; with it, when the one that did has removed it.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # To write: NFS refuses an exclusive lock to who may only read.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         mine = _taken(descriptor, wait) and _is_named(descriptor, path)
         try:

@@ -7,6 +7,7 @@ import pytest
 
 from jobs import doctor
 from jobs.doctor import examine, local_lock, try_file_system
+from tests.shards.storage.nfs import as_nfs
 
 
 def test_this_machine_is_well_enough_to_run_the_tests(tmp_path, capsys):
@@ -65,6 +66,9 @@ def test_an_nfs_whose_locks_stay_on_one_machine_is_found_out(place, option):
 
 def test_a_file_system_without_locks_or_that_is_read_only_is_found_out(tmp_path, monkeypatch):
     assert try_file_system(tmp_path) == ""
+    with monkeypatch.context() as nfs:
+        as_nfs(nfs)
+        assert try_file_system(tmp_path) == ""
     assert "cannot be written" in try_file_system(tmp_path / "absent")
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     assert "flock does not exclude" in try_file_system(tmp_path)

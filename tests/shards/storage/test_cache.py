@@ -14,6 +14,7 @@ from shards.storage import cache as module
 from shards.storage import remote
 from shards.storage.cache import Cache, cache_at
 from tests.shards.http_folder import served
+from tests.shards.storage.nfs import as_nfs
 
 SIZE = 50_000
 
@@ -63,6 +64,11 @@ def test_a_file_is_fetched_once_and_is_the_one_asked_for(cache, server):
     assert all(fetch(cache, server, 1) == content_of(1) for _ in range(3))
     assert server.asked == {"1.tar": 1}
     assert held(cache) == {1}
+
+
+def test_it_may_lie_on_nfs(cache, server, monkeypatch):
+    as_nfs(monkeypatch)
+    assert fetch(cache, server, 1) == content_of(1)
 
 
 def test_the_same_file_under_another_url_is_not_fetched_again(cache, server, tmp_path):
