@@ -1,6 +1,8 @@
 """Following a job of a Ray cluster: its log to the end, its exit code, and what Ctrl-C means."""
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -87,13 +89,22 @@ async def _show_rest(job: Job, shown: _Shown, patience: "_Patience") -> None:
         async for text in job.client.tail_job_logs(job.name):
             patience.renew()
             if new := text[max(0, shown.count - told) :]:
-                print(new, end="", flush=True)
+                _show(new)
                 shown.last = new
             told += len(text)
             shown.count = max(shown.count, told)
     except _lost():
         if not told:
             raise
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # `| head` has read enough; the job goes on. Python would try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 class _Patience:

@@ -73,7 +73,7 @@ def entrypoint(run_dir: str, workers: int, redo: str | None = None, min_workers:
     # MLflow's own default is a file in a directory that Ray deletes.
     uri = shlex.quote(f"sqlite:///{Path(run_dir).parent}/{DEFAULT_FILE}")
     check = f"python -m jobs.submission.submit {shlex.quote(_backend())}"
-    # Ray deletes the job's directory, and makes it anew, when a second node of the same machine first uses it.
+    # Ray deletes a job's directory and makes it anew when another node of the same machine first uses it.
     run = f'cd / && python -m jobs.cli run "$OLDPWD/{CONFIG}" {shlex.join(words)}'
     return f"export {DEFAULT_URI}={uri} && {check} && {run}"
 

@@ -1,8 +1,10 @@
 """What `submit` sends, and that the job's exit code comes back."""
 
 import asyncio
+import os
 import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +223,18 @@ def test_a_job_server_that_goes_while_a_job_is_stopped_is_waited_for_too(client,
     else:
         assert submit(CONFIG, "/nfs/run", 4, HEAD) == 130
         assert client.stopped == [client.jobs[0].submission_id]
+
+
+def test_who_reads_no_further_does_not_keep_the_client_waiting_for_ever(client, monkeypatch):
+    """`mrrcnn submit ... | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone, monkeypatch.context() as patched:
+        patched.setattr(jobs.submission.follow, "say", lambda *_: None)
+        patched.setattr(sys, "stdout", gone)
+        with pytest.raises(SystemExit) as ended:
+            submit(CONFIG, "/nfs/run", 4, HEAD)
+    assert ended.value.code == 141 and not client.stopped
 
 
 def test_a_deleted_job_does_not_give_its_successor_the_name_of_a_job_that_is_there(client):
