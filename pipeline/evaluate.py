@@ -87,11 +87,17 @@ def detect(
 
 
 def detect_images(
-    model: Detector, dataset: Any, indices: range, batch: int = 1, device: torch.device | str = "cpu"
+    model: Detector,
+    dataset: Any,
+    indices: range,
+    batch: int = 1,
+    device: torch.device | str = "cpu",
+    beat: Callable[[], None] = lambda: None,
 ) -> Iterator[Result]:
     """Yield the COCO results of the images at `indices`, image by image.
 
-    Masks become RLE before the next batch is read; with `paste_runs` they never are anything else.
+    Masks become RLE before the next batch is read; with `paste_runs` they never are anything else. `beat`
+    is called after every batch, also where nothing was found.
     """
     report_every = max(1, len(indices) // 10)
     for start in range(0, len(indices), batch):
@@ -100,6 +106,7 @@ def detect_images(
             detections = model([sample.image.to(device) for sample in samples])
         for sample, detection in zip(samples, detections, strict=True):
             yield from coco_results(detection, sample.image_id)
+        beat()
         done = start + len(samples)
         if done // report_every > start // report_every:
             log.info("detected %d of %d images", done, len(indices))
@@ -129,10 +136,11 @@ def score(
         raise BadInput(f"{parts_dir}: was detected on other shards than {shards}; run the evaluation again")
     may_commit()
     out.mkdir(parents=True, exist_ok=True)
+    # Killed before the new ones are there, it must not leave the old ones beside other results.
+    (out / "metrics.json").unlink(missing_ok=True)
     _write_results(out / "coco_results.json", results)
     _write_readable(out / "source.json", {**source, "shards": absolute(shards)})
     if not dataset.has_annotations:
-        (out / "metrics.json").unlink(missing_ok=True)
         _write_checked_zip(out, dataset, results, algorithm)
         return {}
     metrics = measure(dataset.to_coco(), results, Test(**source["test"]).scorer)

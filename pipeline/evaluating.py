@@ -99,11 +99,8 @@ def _evaluated(weights: Path, order: dict[str, Any], alive: Path) -> dict[str, A
     model = load_model(weights, test=test).to(device)
     model.paste = paste_runs
     check_categories(model.categories, dataset.categories, weights, order["shards"])
-    results = []
-    for found in detect_images(model, dataset, range(len(dataset)), device=device):
-        alive.touch()
-        results.append(found)
-    metrics = measure(dataset.to_coco(), results, test.scorer)
+    found = detect_images(model, dataset, range(len(dataset)), device=device, beat=alive.touch)
+    metrics = measure(dataset.to_coco(), list(found), test.scorer)
     metrics.pop("per_category")
     return {**metrics, "seconds": time.monotonic() - began}
 

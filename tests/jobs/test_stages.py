@@ -203,9 +203,12 @@ def test_what_a_kill_left_half_written_is_gone_when_the_stage_goes_on(bench, tmp
     run = jobs.stages.Run(config, tmp_path, 1, 1, "local", None, (1,), None, None)
     places = ("evaluate/baseline", "evaluate/refined", "report")
     left = [tmp_path / place / ".file.tmp-there-7" for place in places]
+    # Of one that is scored, killed before its parts were deleted.
+    left.append(tmp_path / "evaluate" / "control" / "parts" / "rank-0000-of-0001.jsonl")
     for path in left:
         path.parent.mkdir(parents=True)
         path.touch()
+    (tmp_path / "evaluate" / "control" / "metrics.json").touch()
 
     def detect(run, stage, task, payload):
         for job in payload["jobs"]:

@@ -291,6 +291,22 @@ def test_scoring_that_was_replaced_writes_no_more(fakes, tmp_path, allowed):
     assert (tmp_path / "out" / "coco_results.json").exists() == bool(allowed)
 
 
+def test_scoring_that_is_killed_leaves_no_old_ap_beside_new_results(fakes, tmp_path, monkeypatch):
+    run = fakes[1]
+    score("shards", run("parts", 1), tmp_path / "out")
+    monkeypatch.setattr(evaluate, "measure", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score("shards", tmp_path / "parts", tmp_path / "out")
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_it_is_told_that_detecting_goes_on_also_where_nothing_is_found(fakes, monkeypatch):
+    monkeypatch.setattr(evaluate, "coco_results", lambda *_: [])
+    beats = []
+    assert not list(detect_images(FakeModel(), fakes[0], range(5), batch=2, beat=lambda: beats.append(1)))
+    assert len(beats) == 3
+
+
 def test_result_is_xywh_in_pixels_and_rle_with_string_counts(fakes):
     shards, _ = fakes
     first = next(detect_images(FakeModel(), shards, range(2, 3)))
