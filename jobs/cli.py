@@ -390,7 +390,9 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _fail(code: int, message: str) -> None:
-    print(f"mrrcnn: {' '.join(message.split())}", file=sys.stderr)
+    from shards.storage.secrets import redact
+
+    print(f"mrrcnn: {redact(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -64,3 +64,19 @@ def test_a_password_in_the_address_of_shards_or_weights_is_refused_without_being
     assert ended.value.code == 2 and shown.err.count("\n") == 1
     assert "host/" in shown.err and "sentinel" not in shown.err + shown.out
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--set", "tracking=postgresql://me:sentinel@db/mlflow"],
+        ["--set", "tracking.uri=[postgresql://me:sentinel@db/mlflow]"],
+        ["--run-dir", "s3://me:sentinel@bucket/run"],
+    ],
+)
+def test_a_line_that_refuses_a_setting_does_not_show_its_password(words, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("data: {train: /nfs/train, val: /nfs/val}\nmodel: {norm: group}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "config.yaml"), *words])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2 and "***@" in shown.err and "sentinel" not in shown.err + shown.out
