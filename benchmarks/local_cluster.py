@@ -77,7 +77,10 @@ class LocalCluster:
     def kill(self, number: int) -> int:
         """Kill a node with all that runs on it, as a power cut would; return how many processes it had."""
         node = self.nodes.pop(number)
-        family = [node, *node.children(recursive=True)]
+        family = [node]
+        # It may have ended by itself; the others of the cluster are to be killed all the same.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += node.children(recursive=True)
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

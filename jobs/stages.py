@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def evaluate(run: Run) -> None:
     """Detect with all three on the same images and score them."""
     shards, folder = shards_of(run.path, run.config, "val"), run.path / "evaluate"
     waiting = [name for name in EVALUATED if not (folder / name / "metrics.json").exists()]
-    parts = {name: folder / name / "parts" for name in waiting}
+    parts = {name: folder / name / "parts" for name in EVALUATED}
     for directory in parts.values():
         # Parts of an attempt with another number of workers would not fit these.
         shutil.rmtree(directory, ignore_errors=True)
@@ -255,8 +256,10 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     try:
         work(run)
     except (ValueError, RuntimeError, OSError) as error:
-        run.ledger.fail(stage, str(error))
         run.tracker.stage_finished(stage, "KILLED" if isinstance(error, Stopped) else "FAILED")
+        # What failed is told, not that a full disk does not take this either.
+        with suppress(OSError):
+            run.ledger.fail(stage, str(error))
         raise
     except KeyboardInterrupt:
         # Else MLflow would show it as running for ever.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ def tracking(config: Config, run_dir: Path, ledger: Ledger, attempt: int) -> Ite
     tracker.log_params(config.model_dump(mode="json", exclude={"tracking"}))
     tracker.log_artifact(PIPELINE, run_dir / "config.yaml")
     ledger.track(tracker.state())
+    ended_well = False
     try:
         with closing(tracker):
             yield tracker
+        ended_well = True
     finally:
-        ledger.track(tracker.state())
+        # What has ended a run is told, not that a full disk does not take this either.
+        with nullcontext() if ended_well else suppress(OSError):
+            ledger.track(tracker.state())
 
 
 @contextmanager

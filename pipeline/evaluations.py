@@ -20,6 +20,7 @@ from typing import Any
 from configs.schema import Schedule
 from pipeline.checkpoint import NAMES, WEIGHTS, defects, list_checkpoints, step_of
 from pipeline.child import ROOT, python_path
+from pipeline.step_note import InStep
 from shards.storage.files import clear_temporaries, flush_path, rename_durably, write_atomic
 
 log = logging.getLogger(__name__)
@@ -133,11 +134,15 @@ class Evaluations:
         # With all results too: another rank's view of the disk may be older.
         while agree(step, bool(lacking)):
             if self._process is not None:
-                for earlier in lacking:
-                    self._check_snapshot(earlier)
-                self._mind_process()
+                with InStep(step):
+                    self._mind(lacking)
             time.sleep(POLL_S)
             lacking = self._without_result(lacking)
+
+    def _mind(self, lacking: list[int]) -> None:
+        for step in lacking:
+            self._check_snapshot(step)
+        self._mind_process()
 
     def _without_result(self, steps: Iterable[int]) -> list[int]:
         return [step for step in steps if not result_file(self._folder, step).exists()]

@@ -15,6 +15,10 @@ class Notice:
 Ask = Callable[[], Notice]
 
 
+# Noted on an error that came while a rank stopped as asked: it is no reason to go on.
+ASKED = "asked to stop"
+
+
 class Preempted(RuntimeError):
     """Training stopped because it was asked to; the message names the step that was saved."""
 

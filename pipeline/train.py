@@ -24,7 +24,7 @@ from pipeline.lease import Claim, claim_stage
 from pipeline.model import build_model
 from pipeline.network.pretrained import load_pretrained
 from pipeline.network.weights import load_weights, save_weights
-from pipeline.notice import Ask, Notice, Preempted, no_notice
+from pipeline.notice import ASKED, Ask, Notice, Preempted, no_notice
 from pipeline.quarantine import Quarantine
 from pipeline.runlog import RunLog
 from pipeline.schedule import lr_at
@@ -176,7 +176,11 @@ class _Books:
 
     def stop(self, step: int) -> None:
         """Raise Preempted once the checkpoint is on the disk."""
-        self.checkpoints.wait()
+        try:
+            self.checkpoints.wait()
+        except OSError as error:
+            error.add_note(ASKED)
+            raise
         # The others' end could take rank 0 with it before the checkpoint has its name.
         dist.barrier()
         raise Preempted(

@@ -6,61 +6,13 @@ three answers changed. Private names of Ray 2.60 are used for that; the version 
 tests/jobs/launching/test_elastic.py notices a change.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jobs.launching.verdict import VERDICT
-from jobs.launching.worker import PROGRESS
+from jobs.launching.plan import Plan
+from jobs.launching.tries import Tries
 
 # A group that grows starts anew, in seconds; more often than this it would do little else.
 GROW_CHECK_S = 30
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which groups of workers may run a task.
-
-    Attributes:
-        sizes: the legal numbers of workers, rising; the last is what is wanted.
-        checkpoints: the directory where `step-...` appear, or None if the task keeps none: such a task
-            never grows, because that would begin it anew.
-        scratch: the task's; its progress.log also hears of changes of size.
-        stop_file: appears when the task is asked to end; None if it cannot be asked.
-    """
-
-    sizes: tuple[int, ...]
-    checkpoints: Path | None
-    scratch: Path
-    stop_file: Path | None = None
-
-    def largest(self, room: int) -> int:
-        """Return the largest legal number of workers that `room` workers' resources hold; 0 if none."""
-        return max((size for size in self.sizes if size <= room), default=0)
-
-    def newest(self) -> str:
-        """Return the name of the newest checkpoint, or an empty string."""
-        if self.checkpoints is None:
-            return ""
-        return max((path.name for path in self.checkpoints.glob("step-*")), default="")
-
-    def stopped(self) -> bool:
-        """Return whether the task was asked to end."""
-        return self.stop_file is not None and self.stop_file.exists()
-
-    def over(self) -> bool:
-        """Return whether another start of the workers would do nothing, or only to be stopped."""
-        return self.stopped() or (self.scratch / VERDICT).exists()
-
-    def check(self) -> None:
-        """Raise RuntimeError if the task is over, rather than wait for a lost node for ever."""
-        if self.over():
-            raise RuntimeError("no workers are started any more")
-
-    def say(self, line: str) -> None:
-        """Append a line to the task's log."""
-        with (self.scratch / PROGRESS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
 
 
 def elastic_trainer(plan: Plan, **settings: Any) -> Any:
@@ -148,14 +100,13 @@ def failure_policy(plan: Plan, config: Any) -> Any:
     """Return Ray's failure policy: failures count since the newest checkpoint; what is over stays over."""
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
+    tries = Tries(plan)
+
     class WithoutProgress(DefaultFailurePolicy):
         def make_decision(self, training_failed_error: Any) -> Any:
             if plan.over():
                 return FailureDecision.RAISE
-            newest = plan.newest()
-            if newest != getattr(self, "newest", newest):
-                self._worker_group_failures = 0
-            self.newest = newest
+            self._worker_group_failures = tries.fail() - 1
             return super().make_decision(training_failed_error)
 
     return WithoutProgress(config)

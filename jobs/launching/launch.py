@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from jobs.console import following
 from jobs.errors import JobFailed, Stopped
-from jobs.launching.elastic import Plan
 from jobs.launching.environment import RESTARTS, worker_environment
+from jobs.launching.plan import Plan
 from jobs.launching.preemption import passing_on
+from jobs.launching.tries import Tries
 from jobs.launching.verdict import VERDICT
 from jobs.launching.worker import PROGRESS, Task, work
 from pipeline.child import ROOT
@@ -104,13 +105,12 @@ def _torchrun(task: Task, payload: dict[str, Any], plan: Plan) -> None:
     command += ["--max-restarts=0", f"--log-dir={scratch / 'torchrun'}"]
     command += ["-m", "jobs.launching.worker", str(scratch / "order.json")]
     # SIGTERM may come before anything is started.
-    failures, code, newest = 0, None, plan.newest()
+    failures, code, tries = 0, None, Tries(plan)
     while failures <= RESTARTS and not plan.over():
         code = _run_agent(command, {**os.environ, **worker_environment(workers)}, scratch / "output.log")
         if code == 0:
             return
-        before, newest = newest, plan.newest()
-        failures = 1 if newest != before else failures + 1
+        failures = tries.fail()
     raise JobFailed(
         f"torchrun failed {failures} times in a row, at last with exit code {code}; "
         f"see {scratch / 'output.log'}"
@@ -137,7 +137,11 @@ def _raise_verdict(scratch: Path) -> None:
     if found["input"]:
         raise BadInput(found["message"])
     details = scratch / "traceback.txt"
-    details.write_text(found["traceback"], encoding="utf-8")
+    try:
+        details.write_text(found["traceback"], encoding="utf-8")
+    except OSError:
+        # What came first is told, not that a full disk does not take this either; the verdict holds it too.
+        details = verdict
     kind = Stopped if found["stopped"] else JobFailed
     raise kind(found["message"] if found["expected"] else f"{found['message']}; see {details}")
 

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.errors import GIVE_TOKEN, JobFailed
-from jobs.launching.elastic import GROW_CHECK_S, Plan, elastic_trainer
+from jobs.launching.elastic import GROW_CHECK_S, elastic_trainer
 from jobs.launching.environment import RESTARTS, worker_environment
+from jobs.launching.plan import Plan
 from jobs.launching.preemption import own_sigterm
+from jobs.launching.tries import Tries
 from jobs.launching.worker import Task, work
 from pipeline.engine import TIMEOUT_S
 from shards.errors import BadInput
@@ -51,7 +53,7 @@ def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | N
     import ray
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-    failures, newest = 0, plan.newest()
+    tries = Tries(plan)
     for trial in itertools.count():
         try:
             return _fit(lambda: work(task, payload, str(scratch)), trial, plan, address)
@@ -65,9 +67,7 @@ def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | N
         except TrainingFailedError as error:
             failure = error
             break
-        before, newest = newest, plan.newest()
-        failures = 1 if newest != before else failures + 1
-        if failures > RESTARTS:
+        if tries.fail() > RESTARTS:
             break
     (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
     raise JobFailed(f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}")

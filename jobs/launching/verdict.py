@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from configs.load import ConfigError
 from pipeline.lease import StaleAttempt, Superseded
-from pipeline.notice import Preempted
+from pipeline.notice import ASKED, Preempted
 from shards.errors import BadInput
 
 VERDICT = "verdict.json"
@@ -46,7 +46,7 @@ class Judging:
             return
         if isinstance(error, _final_errors()):
             self._write(VERDICT, _verdict(error, ""))
-        elif self._stop_file is not None and self._stop_file.exists():
+        elif ASKED in _notes(error) or (self._stop_file is not None and self._stop_file.exists()):
             self._write(VERDICT, _verdict(error, FIRST))
         elif not self._again and not isinstance(error, OSError):
             # For what the system refuses the command itself has a remedy.
@@ -80,7 +80,7 @@ def _is_of_a_peer(error: Exception) -> bool:
 
 
 def _verdict(error: Exception, said: str) -> dict[str, object]:
-    step = "".join(f" ({note})" for note in _notes(error)) if said else ""
+    step = "".join(f" ({note})" for note in _notes(error) if note != ASKED) if said else ""
     return {
         "input": isinstance(error, BadInput | ConfigError),
         "stopped": isinstance(error, Preempted) or said == FIRST,

@@ -1,6 +1,7 @@
 """What a run tells MLflow of its stages, and how a command's end is told."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from mlflow import MlflowClient
 import jobs.stages
 from jobs.errors import JobFailed, Stopped
 from jobs.track import closing, tracking
-from tests.jobs.stage_bench import Bench
+from tests.jobs.stage_bench import Bench, SilentTracker
 from tests.pipeline.tracking.conftest import empty_database, uri  # noqa: F401
 from tests.pipeline.tracking.mlflow_case import runs
 
@@ -38,6 +39,25 @@ def test_a_dead_mlflow_costs_little_of_the_grace_after_sigterm_and_ctrl_c(error,
         end()
     ((waits, how),) = told
     assert how == status and (waits <= 5) == (status == "KILLED")
+
+
+def test_a_full_disk_does_not_hide_what_ended_a_run_nor_that_it_was_asked_to_stop(tmp_path, monkeypatch):
+    told, bench = [], Bench(tmp_path, monkeypatch)
+    tracker = SilentTracker()
+    tracker.stage_finished = lambda *how: told.append(how)
+    tracker.close = lambda *_: None
+    tracker.state = lambda: {"uri": "sqlite:////nowhere.db", "runs": {"baseline": str(len(told))}}
+    monkeypatch.setattr("pipeline.tracking.tracker.Tracker", lambda *_: tracker)
+    monkeypatch.setattr(jobs.stages, "tracking", tracking)
+
+    def fill(run):
+        monkeypatch.setattr("jobs.ledger.write_atomic", lambda *_: Path("/dev/full").write_text("x"))
+        raise Stopped("asked to stop, but this came first")
+
+    monkeypatch.setitem(jobs.stages.STAGES, "baseline", fill)
+    with pytest.raises(Stopped, match="this came first"):
+        bench.run()
+    assert told[-1] == ("baseline", "KILLED")
 
 
 class Trained(Bench):

@@ -1,5 +1,6 @@
 """Ranks that wait do so together: a dead one brings all back, and one that is asked to stop stops all."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from jobs.errors import Stopped
 from jobs.launching.launch import launch
 from pipeline import train as module
 from pipeline.agreement import on_any_rank
-from pipeline.notice import Notice, Preempted, no_notice
+from pipeline.notice import ASKED, Notice, Preempted, no_notice
 from pipeline.train import TrainJob, _Books, _finish
 from tests.pipeline import waiting_ranks
 
@@ -50,6 +51,15 @@ def test_who_waits_and_is_asked_to_stop_stops_once_the_checkpoint_is_on_the_disk
     with pytest.raises(Preempted, match="asked to stop: step 6 of 12 is saved"):
         books(waited, stopping).agree(6, True)
     assert waited == [True]
+
+
+def test_a_checkpoint_that_fails_as_a_rank_stops_is_known_to_be_of_that():
+    """Or the ranks would be started again, and nobody would know of the one's SIGTERM."""
+    stopped = books([], stopping)
+    stopped.checkpoints.wait = Path("/nowhere/step-000000006").read_text
+    with pytest.raises(FileNotFoundError) as failed:
+        stopped.stop(6)
+    assert failed.value.__notes__ == [ASKED]
 
 
 @pytest.mark.parametrize(("ask", "told"), [(no_notice, False), (stopping, True)])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from configs.load import parse_config
 from jobs.checks import check_workers, legal_workers
-from jobs.launching.elastic import Plan, failure_policy, free_or_ours, scaling_policy
+from jobs.launching.elastic import failure_policy, free_or_ours, scaling_policy
+from jobs.launching.plan import Plan
 from shards.errors import BadInput
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import GIVE_TOKEN, JobFailed
 from jobs.launching import ray_launch
-from jobs.launching.elastic import Plan
+from jobs.launching.plan import Plan
 from jobs.launching.ray_launch import _gpus, _uses_gpus, connect, run_on_ray
 from shards.errors import BadInput
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from jobs.launching.verdict import VERDICT, Judging
 from pipeline.evaluations import EvaluationFailed
 from pipeline.lease import StaleAttempt, Superseded
-from pipeline.notice import Preempted
+from pipeline.notice import ASKED, Preempted
 from pipeline.step_note import InStep
 from pipeline.train import NonFiniteLoss
 from shards.errors import BadInput
@@ -140,3 +140,14 @@ def test_where_nobody_tries_again_everything_is_final_but_what_the_system_refuse
     end_with(tmp_path, error, again=False)
     found = verdict(tmp_path)
     assert (found["message"], found["expected"], found["stopped"]) == (str(error), expected, False)
+
+
+def test_what_fails_while_a_rank_stops_as_asked_ends_the_job_without_the_drivers_stop_file(tmp_path):
+    """torchrun's rank alone has heard SIGTERM; begun again, it would train on."""
+    error = OSError(28, "No space left on device")
+    error.add_note("in step 6")
+    error.add_note(ASKED)
+    end_with(tmp_path, error)
+    found = verdict(tmp_path)
+    assert found["stopped"] and found["message"].startswith("asked to stop, but this came first")
+    assert found["message"].endswith("No space left on device (in step 6)")
