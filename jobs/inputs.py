@@ -5,6 +5,7 @@ from typing import Any
 
 from configs.schema import CocoSource, Config
 from jobs.ledger import Ledger, Values, changed_keys, hash_of
+from pipeline.checkpoint import list_checkpoints
 from shards.errors import BadInput
 from shards.source_images import first_changed
 from shards.storage.cache import Cache, cache_at
@@ -102,8 +103,12 @@ def stages_to_redo(config: Config, run_dir: Path, ledger: Ledger, redo: str | No
 
 
 def holds_work(run_dir: Path, ledger: Ledger, stage: str) -> bool:
-    """Return whether a stage is finished or has a checkpoint: something that a restart would lose."""
-    return ledger.state(stage) == "done" or any((run_dir / stage / "checkpoints").glob("step-*"))
+    """Return whether a stage is finished or has a checkpoint: something that a restart would lose.
+
+    Raises:
+        OSError: its checkpoints cannot be listed just now, which does not mean that there are none.
+    """
+    return ledger.state(stage) == "done" or bool(list_checkpoints(run_dir / stage / "checkpoints"))
 
 
 def stage_outputs(run_dir: Path, config: Config, stage: str) -> Values:

@@ -136,7 +136,10 @@ def _make_ready(path: Path, config: Config, ledger: Ledger, redo: str | None) ->
         say(f"--redo {redo}: goes on; it begins anew only once the pipeline has come to its end")
     ledger.forget(again, redo)
     for stage in again:
+        # To delete the one before may have taken minutes, in which a newer attempt has begun.
+        check_attempt(path, ledger.attempt)
         discard(path, stage)
+    check_attempt(path, ledger.attempt)
     write_atomic(path / "config.yaml", redact(dump_config(config)).encode())
 
 
@@ -246,6 +249,7 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
         return say(f"{stage}: done already")
     if state == "forgotten":
         # Left by a command that was killed between forgetting a stage and deleting its output.
+        run.check()
         discard(run.path, stage)
     inputs = stage_inputs(stage, run.config, run.ledger)
     if run.lender is not None and _borrow(run, stage, inputs):

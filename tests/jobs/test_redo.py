@@ -1,9 +1,12 @@
 """`--redo` begins a stage anew once: the same command after a kill goes on, until the pipeline's end."""
 
+import json
+
 import pytest
 
 import jobs.stages
 from jobs.errors import Stopped
+from pipeline.lease import StaleAttempt
 from shards.errors import BadInput
 from tests.jobs.stage_bench import ALL, Bench
 
@@ -91,3 +94,32 @@ def test_a_redo_asked_to_stop_at_the_pipelines_end_goes_on_to_nothing(bench, mon
         with pytest.raises(Stopped):
             bench.run(redo="baseline")
     assert bench.run(redo="baseline") == []
+
+
+def test_what_a_newer_attempt_has_made_is_not_deleted_by_one_that_was_deleting(bench, monkeypatch):
+    """Its machine slept in the minutes that it takes to delete shards; meanwhile another took over."""
+    bench.run()
+    delete = jobs.stages.discard
+
+    def sleep_after(run_dir, stage):
+        delete(run_dir, stage)
+        newer = json.loads((run_dir / "lease.json").read_text())
+        newer["attempt"] += 1
+        (run_dir / "lease.json").write_text(json.dumps(newer))
+
+    monkeypatch.setattr(jobs.stages, "discard", sleep_after)
+    with pytest.raises(StaleAttempt):
+        bench.run(redo="shard")
+    assert (bench.run_dir / "baseline" / "weights.safetensors").exists()
+
+
+def test_a_stage_whose_checkpoints_cannot_be_listed_just_now_is_not_begun_anew(bench, monkeypatch):
+    interrupted(bench, "baseline")
+
+    def refuse(directory):
+        raise PermissionError(13, "Permission denied", str(directory))
+
+    monkeypatch.setattr("pipeline.checkpoint.os.listdir", refuse)
+    with pytest.raises(PermissionError):
+        bench.run(train__baseline__lr=0.5)
+    assert list((bench.run_dir / "baseline" / "checkpoints").glob("step-*"))
