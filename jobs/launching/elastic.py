@@ -106,7 +106,9 @@ def failure_policy(plan: Plan, config: Any) -> Any:
         def make_decision(self, training_failed_error: Any) -> Any:
             if plan.over():
                 return FailureDecision.RAISE
-            self._worker_group_failures = tries.fail() - 1
+            # Not the count itself: of some failures Ray keeps another.
+            if tries.fail() == 1:
+                self._worker_group_failures = 0
             return super().make_decision(training_failed_error)
 
     return WithoutProgress(config)

@@ -3,6 +3,7 @@
 One cluster for all of it: its start and every start of workers take seconds.
 """
 
+import contextlib
 import json
 import os
 import pty
@@ -169,14 +170,11 @@ def check_samples(samples, config):
 
 
 def holding(secret, *folders):
-    found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert len(found) > 50, "Ray's logs are among them"
-    return [path for path in found if secret.encode() in content_of(path)]
-
-
-def content_of(path):
-    """Return a file's bytes; none where the job, which is alive, has renamed or deleted it since."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+    held = {}
+    # The job is alive: what it has renamed before it was read is there under its new name, and read then.
+    while new := {path for folder in folders for path in folder.rglob("*") if path.is_file()} - held.keys():
+        for path in new:
+            with contextlib.suppress(FileNotFoundError):
+                held[path] = secret.encode() in path.read_bytes()
+    assert len(held) > 50, "Ray's logs are among them"
+    return [path for path, holds in held.items() if holds]

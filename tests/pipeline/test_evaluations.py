@@ -149,7 +149,9 @@ def test_who_waits_for_lost_weights_is_told_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluations, "POLL_S", 0)
     with (
         standing(tmp_path / "refine", monkeypatch, patience=1) as kept,
-        pytest.raises(EvaluationFailed, match=r"step 3 were damaged.* away, .*--redo refine\nin step 6$"),
+        pytest.raises(
+            EvaluationFailed, match=r"step 3 were damaged.*step on away, .*--redo refine\nin step 6$"
+        ),
     ):
         kept.stops(6, alone)
 

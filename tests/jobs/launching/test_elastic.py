@@ -148,6 +148,18 @@ def test_failures_are_counted_since_the_last_checkpoint(tmp_path):
     assert [decided(policy) for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]
 
 
+def test_groups_that_start_too_slowly_take_nothing_from_what_workers_may_fail(tmp_path):
+    """Ray counts them, as it counts announced ends of nodes, by themselves."""
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    policy = failure_policy(Plan((1,), tmp_path, tmp_path), FailureConfig(max_failures=2))
+    slow = ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert [decided(policy, slow) for _ in range(5)] == 5 * ["RETRY"]
+    assert [decided(policy) for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]
+
+
 @pytest.mark.parametrize("sign", ["stop", "verdict.json"])
 def test_what_was_asked_to_stop_or_has_its_verdict_is_not_started_again_nor_waited_for(ray_says, sign):
     """A lost node may never come back; Ray would wait for it, and only a rank in a step hears of SIGTERM."""
@@ -163,8 +175,8 @@ def test_what_was_asked_to_stop_or_has_its_verdict_is_not_started_again_nor_wait
     assert decided(failing) == "RAISE"
 
 
-def decided(policy):
+def decided(policy, error=None):
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    error = WorkerGroupError("a worker died", {0: RuntimeError("killed")})
+    error = error or WorkerGroupError("a worker died", {0: RuntimeError("killed")})
     return policy.make_decision(training_failed_error=error).name

@@ -1,5 +1,6 @@
 """The same task under every launcher; killed workers come back; one clear line when they cannot help it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from jobs.errors import JobFailed, Stopped
 from jobs.launching.environment import worker_environment
-from jobs.launching.launch import launch
+from jobs.launching.launch import _raise_verdict, launch
 from shards.errors import BadInput
 from tests.jobs import tasks
 
@@ -105,6 +106,20 @@ def test_a_defect_of_ours_is_one_line_that_names_the_traceback(tmp_path):
         "def crash" in (scratch / "traceback.txt").read_text()
         or "in crash" in (scratch / "traceback.txt").read_text()
     )
+
+
+def test_a_disk_that_takes_no_traceback_does_not_hide_the_error(tmp_path):
+    (tmp_path / "traceback.txt").mkdir()
+    found = {
+        "input": False,
+        "stopped": True,
+        "expected": False,
+        "message": "this came first",
+        "traceback": "",
+    }
+    (tmp_path / "verdict.json").write_text(json.dumps(found))
+    with pytest.raises(Stopped, match=r"^this came first; see .*/verdict\.json$"):
+        _raise_verdict(tmp_path)
 
 
 def test_an_error_of_torch_in_the_only_process_is_one_line_that_names_the_traceback(tmp_path):
