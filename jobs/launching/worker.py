@@ -87,6 +87,7 @@ def work(task: Task, payload: dict[str, Any], scratch: str, again: bool = True) 
     _settle_process()
     judging = Judging(Path(scratch), payload.get("stop_file"), again)
     with _logging_to(Path(scratch, PROGRESS)), judging:
+        _tell_of_the_machine()
         _tell_of_a_slow_operator()
         task(payload)
 
@@ -102,6 +103,12 @@ def _settle_process() -> None:
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S))
+
+
+def _tell_of_the_machine() -> None:
+    # A cluster whose driver is broken or not asked for would train on CPUs for days, without a word.
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    log.info("workers: %s; device: %s", os.environ["WORLD_SIZE"], device)
 
 
 def _tell_of_a_slow_operator() -> None:

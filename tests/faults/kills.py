@@ -85,6 +85,7 @@ def suffer(runs: Runs, run: Path, launcher: str, kills: list[Kill], tell: Callab
             if came:
                 time.sleep(kill.delay_s)
                 tell(f"  {kill}: {life.strike(kill) or 'nothing there to kill'}")
+                life.settle(kill)
         while life.goes_on():
             time.sleep(0.1)
         return life.outcome(len(kills), len(orphans(run)))
@@ -165,6 +166,12 @@ class _Life:
             self._hits.append(replace(before, half_written=half))
             self._allowed = max(self._allowed, self._starts + _ends_the_command(kill))
         return struck
+
+    def settle(self, kill: Kill) -> None:
+        """Return when a command that the kill ends has ended; a dying one wastes the next kill."""
+        if any(hit.kill == kill for hit in self._hits) and _ends_the_command(kill):
+            while self._process.poll() is None and not self._patience.is_out():
+                time.sleep(0.1)
 
     def outcome(self, planned: int, left: int) -> Outcome:
         """Return how it ended."""

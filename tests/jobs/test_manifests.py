@@ -150,6 +150,18 @@ def test_the_grace_period_holds_a_checkpoint_and_the_notice_before_it(rayjob):
     assert head["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S)
 
 
+def test_a_pod_that_ends_tells_ray_in_words_that_this_ray_knows(rayjob):
+    """Ray promises nothing about this command, and a pod's end is a bad place to find out."""
+    from ray.scripts.scripts import drain_node
+
+    [worker] = pods(rayjob)[1:]
+    told = worker["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    ray, verb, *words = shlex.split(told.replace("$RAY_ADDRESS", "10.0.0.1:6379").partition(";")[0])
+    assert (ray, verb) == ("ray", drain_node.name)
+    given = drain_node.make_context(verb, words).params
+    assert given["node_id"] is None and given["deadline_remaining_seconds"] > 0
+
+
 def test_ray_and_the_images_are_of_this_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     ray = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]

@@ -1,4 +1,4 @@
-"""What a rank may delete and leave when it detects, and when it may not; and what it says of its operator."""
+"""What a rank may delete and leave when it detects, and when it may not; and what it says of its machine."""
 
 from contextlib import nullcontext
 
@@ -73,19 +73,34 @@ def test_a_rank_that_was_asked_to_stop_in_the_last_step_tells_the_driver(tmp_pat
     assert (tmp_path / "stop").exists() is asked
 
 
+@pytest.fixture
+def work_with(monkeypatch, tmp_path):
+    """Do nothing as rank 0 of 2, with GPUs or without; return what was told."""
+
+    def work(gpu, library):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+        monkeypatch.setattr("ops.backend_info", lambda: {"cuda_library": library, "reason": "no such file"})
+        monkeypatch.setattr(worker, "_settle_process", lambda: None)
+        monkeypatch.setattr(worker, "Judging", lambda *_: nullcontext())
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        worker.work(lambda _: None, {}, str(tmp_path))
+        return (tmp_path / worker.PROGRESS).read_text()
+
+    return work
+
+
 @pytest.mark.parametrize(
     ("gpu", "library", "told"), [(True, None, True), (True, "_C_cuda.so", False), (False, None, False)]
 )
-def test_gpus_without_the_operators_cuda_library_are_told_of(monkeypatch, tmp_path, gpu, library, told):
+def test_gpus_without_the_operators_cuda_library_are_told_of(work_with, gpu, library, told):
     """A package from a laptop without nvcc would train slower on every GPU, without a word."""
-    said = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr("ops.backend_info", lambda: {"cuda_library": library, "reason": "no such file"})
-    monkeypatch.setattr(worker, "_settle_process", lambda: None)
-    monkeypatch.setattr(worker, "Judging", lambda *_: nullcontext())
-    monkeypatch.setattr(worker.log, "warning", lambda text, *values: said.append(text % values))
-    monkeypatch.setenv("RANK", "1")
-    worker.work(lambda _: None, {}, str(tmp_path))
-    assert ["plain PyTorch one runs on the GPUs, slower (no such file)" in line for line in said] == [
-        True
-    ] * told
+    slower = "plain PyTorch one runs on the GPUs, slower (no such file)"
+    assert (slower in work_with(gpu, library)) is told
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(True, "NVIDIA H200"), (False, "CPU")])
+def test_a_start_of_the_workers_says_how_many_they_are_and_what_they_train_on(work_with, gpu, device):
+    """Where a driver is broken, a cluster would train on its CPUs for days, without a word."""
+    assert f"workers: 2; device: {device}\n" in work_with(gpu, "_C_cuda.so")
