@@ -108,7 +108,7 @@ def _settle_process() -> None:
 def _tell_of_the_machine() -> None:
     # A cluster whose driver is broken or not asked for would train on CPUs for days, without a word.
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    log.info("workers: %s; device: %s", os.environ["WORLD_SIZE"], device)
+    log.info("workers: %s on %s", os.environ["WORLD_SIZE"], device)
 
 
 def _tell_of_a_slow_operator() -> None:
