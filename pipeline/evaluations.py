@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from configs.schema import Schedule
 from pipeline.checkpoint import NAMES, WEIGHTS, defects, list_checkpoints, step_of
 from pipeline.child import ROOT, python_path
 from pipeline.step_note import InStep
-from shards.storage.files import clear_temporaries, flush_path, rename_durably, write_atomic
+from shards.storage.files import clear_temporaries, flush_path, rename_durably, temporary_beside, write_atomic
 
 log = logging.getLogger(__name__)
 POLL_S, STARTS = 0.2, 4
@@ -71,8 +72,7 @@ class Evaluations:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            self._end()
 
     def due(self, step: int) -> bool:
         """Return whether the weights after `step` steps are to be evaluated."""
@@ -84,7 +84,7 @@ class Evaluations:
         if not self._lacks(step):
             return
         place = snapshot_of(self._folder, step)
-        partial = place.with_suffix(".tmp")
+        partial = temporary_beside(place)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name in (WEIGHTS, "manifest.json"):
@@ -113,7 +113,7 @@ class Evaluations:
         return ended
 
     def finish(self, step: int, agree: Agree) -> None:
-        """Return when the last step, which is due, has its result: it is the last to get one.
+        """Return when the last step, which is due, has its result, and no snapshot is left.
 
         Earlier steps that nothing depended on may have been lost, which is told.
 
@@ -123,16 +123,16 @@ class Evaluations:
         """
         if not self.due(step):
             return
-        self._wait(step, [step], agree)
+        self._wait(step, [step], agree, emptied=True)
         steps = range(self._schedule.eval_every, step, self._schedule.eval_every)
         lost = self._without_result(steps) if self._rank == 0 else []
         if lost:
             log.warning("steps %s are not evaluated: their weights were damaged or deleted before", lost)
 
-    def _wait(self, step: int, steps: Iterable[int], agree: Agree) -> None:
+    def _wait(self, step: int, steps: Iterable[int], agree: Agree, emptied: bool = False) -> None:
         self._beaten, lacking = time.monotonic(), self._without_result(steps)
         # With all results too: another rank's view of the disk may be older.
-        while agree(step, bool(lacking)):
+        while agree(step, bool(lacking) or (emptied and self._has_work())):
             if self._process is not None:
                 with InStep(step):
                     self._mind(lacking)
@@ -143,6 +143,10 @@ class Evaluations:
         for step in lacking:
             self._check_snapshot(step)
         self._mind_process()
+
+    def _has_work(self) -> bool:
+        # A result comes before its snapshot goes, and whole weights: ended between them, they would stay.
+        return self._process is not None and bool(snapshots(self._folder))
 
     def _without_result(self, steps: Iterable[int]) -> list[int]:
         return [step for step in steps if not result_file(self._folder, step).exists()]
@@ -198,10 +202,8 @@ class Evaluations:
         beat, now = alive_file(self._folder).stat().st_mtime_ns, time.monotonic()
         if beat != self._beat:
             self._beat, self._beaten = beat, now
-        if now - self._beaten > STALL_S:
-            self._process.kill()
-            self._process.wait()
-        if self._process.poll() is not None:
+        if now - self._beaten > STALL_S or self._process.poll() is not None:
+            self._end()
             self._start()
 
     def _start(self) -> None:
@@ -221,6 +223,14 @@ class Evaluations:
             self._process = subprocess.Popen(
                 command, env=alone, cwd=ROOT, stdin=subprocess.PIPE, stdout=sink, stderr=sink
             )
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        # What has ended training is told, not that this cannot be deleted either.
+        with suppress(OSError):
+            for folder in (self._folder, self._folder.parent):
+                clear_temporaries(folder, self._process.pid)
 
 
 def out_of_patience(values: list[float], patience: int) -> bool:

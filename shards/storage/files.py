@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fal
 
 def temporary_beside(path: Path) -> Path:
     """Return a name in the same folder (so that a rename is atomic) that no other process writes."""
-    # Process ids alone repeat: in containers that share a file system, most are below a hundred.
-    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    return path.with_name(f".{path.name}.tmp-{_writer(os.getpid())}")
 
 
 def write_atomic(path: Path, content: bytes, time_ns: int | None = None) -> None:
@@ -100,10 +100,17 @@ def only_writer(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Delete the half-written files that a kill has left in a folder, which this process alone may write."""
-    for left in folder.glob(TEMPORARY):
-        left.unlink(missing_ok=True)
+def clear_temporaries(folder: Path, process: int | None = None) -> None:
+    """Delete what a kill has left half-written in a folder, which this process alone may write.
+
+    Args:
+        process: only what this one of this machine, which is dead, has left: others may write there.
+    """
+    for left in folder.glob(TEMPORARY if process is None else f".*.tmp-{_writer(process)}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def encode_json(tree: object) -> bytes:
@@ -115,3 +122,8 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _writer(process: int) -> str:
+    # Process ids alone repeat: in containers that share a file system, most are below a hundred.
+    return f"{socket.gethostname()}-{process}"

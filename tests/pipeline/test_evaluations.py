@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -14,26 +13,27 @@ from hypothesis import strategies as st
 
 from configs.load import ConfigError, parse_config
 from configs.schema import Schedule
-from pipeline import evaluating, evaluations
+from pipeline import evaluations
 from pipeline.checkpoint import defects, save_checkpoint
 from pipeline.evaluations import (
     BEST,
-    BEST_BEFORE,
     EvaluationFailed,
     Evaluations,
     out_of_patience,
     result_file,
     snapshots,
 )
-from pipeline.lease import Superseded, claim_stage
 from pipeline.network.weights import load_weights
 from pipeline.notice import Preempted
-from shards.storage.files import sha256_of
+from shards.storage.files import sha256_of, temporary_beside
 from tests.pipeline.test_train import run, shards  # noqa: F401
 
 
 class StandIn:
     """A process that does nothing, or dies at once."""
+
+    # No process has it.
+    pid = 2**22 + 1
 
     def __init__(self, dies):
         self.dead = dies
@@ -164,6 +164,65 @@ def test_a_lost_evaluation_that_nobody_waits_for_is_told_at_the_end(tmp_path, mo
     assert "steps [6] are not evaluated" in caplog.text
 
 
+def test_the_end_waits_until_the_evaluated_snapshot_is_deleted(tmp_path, monkeypatch):
+    """The process deletes it, and weights of its own, after it has left the result."""
+    looks = []
+
+    def look(_):
+        looks.append(names(tmp_path))
+        if len(looks) == 1:
+            leave(tmp_path, 12, 0.5)
+        if len(looks) == 3:
+            shutil.rmtree(snapshots(tmp_path / "evaluations")[0])
+
+    monkeypatch.setattr(evaluations, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=look))
+    checkpoint(tmp_path, 12)
+    with standing(tmp_path, monkeypatch) as kept:
+        kept.finish(12, alone)
+    assert looks == [["step-000000012"]] * 3
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_what_an_evaluating_process_leaves_half_written_is_deleted_when_it_is_dead(
+    tmp_path, monkeypatch, dies
+):
+    """Killed at the end, or dead and replaced; an earlier start's may live on behind a broken network."""
+    monkeypatch.setattr(evaluations, "POLL_S", 0)
+    weights, others = tmp_path / BEST, temporary_beside(tmp_path / BEST)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, "getpid", lambda: StandIn.pid)
+        half = temporary_beside(weights)
+        left = [half, temporary_beside(half), temporary_beside(result_file(tmp_path / "evaluations", 12))]
+    checkpoint(tmp_path, 12)
+    with standing(tmp_path, monkeypatch, dies=dies) as kept:
+        for path in (*left, others):
+            path.touch()
+        if dies:
+            with pytest.raises(EvaluationFailed):
+                kept.finish(12, alone)
+            assert not any(path.exists() for path in left)
+    assert not any(path.exists() for path in left) and others.exists()
+
+
+def test_a_link_that_a_kill_left_half_made_is_no_snapshot_and_is_deleted(tmp_path, monkeypatch):
+    """Under a name of its own: a start behind a broken network may be linking the same step."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with standing(tmp_path, monkeypatch) as kept:
+        made = checkpoint(tmp_path, 3)
+        monkeypatch.setattr(evaluations, "rename_durably", killed)
+        with pytest.raises(KeyboardInterrupt):
+            kept.keep(3, made)
+    folder = tmp_path / "evaluations"
+    assert temporary_beside(folder / "step-000000003").is_dir() and not snapshots(folder)
+    monkeypatch.undo()
+    shutil.rmtree(made)
+    with standing(tmp_path, monkeypatch):
+        assert not [path for path in folder.iterdir() if path.is_dir()]
+
+
 def test_training_stops_by_the_evaluations_before_the_last_interval(tmp_path, monkeypatch):
     with standing(tmp_path, monkeypatch, patience=1) as kept:
         leave(tmp_path, 3, 0.2)
@@ -200,6 +259,7 @@ def test_a_process_that_stands_still_is_started_again_and_one_that_works_is_not(
             os.utime(evaluations.alive_file(tmp_path / "evaluations"), (looks[-1], looks[-1]))
         if len(looks) == 20:
             leave(tmp_path, 12, 0.5)
+            shutil.rmtree(snapshots(tmp_path / "evaluations")[0])
 
     times = SimpleNamespace(monotonic=lambda: 900.0 * len(looks), sleep=look)
     monkeypatch.setattr(evaluations, "time", times)
@@ -241,103 +301,6 @@ def test_training_waits_only_after_steps_that_are_saved(tmp_path, monkeypatch):
         for step in range(13):
             kept.stops(step, lambda step, _: after.append(step))
         assert after == [3, 6, 9] and all(map(kept.due, after))
-
-
-@pytest.fixture
-def evaluated(monkeypatch):
-    """An evaluation that takes as long as a test says, with the AP that it says, or 0.5."""
-    meanwhile, aps = [], {}
-
-    def evaluate(weights, order, alive):
-        step = int(load_weights(weights)[0]["a"][0])
-        for happen in meanwhile:
-            happen()
-        return {"segm": {"AP": aps.get(step, 0.5)}}
-
-    monkeypatch.setattr(evaluating, "_evaluated", evaluate)
-    return meanwhile, aps
-
-
-@pytest.fixture
-def stage(tmp_path, monkeypatch):
-    """A stage with snapshots of steps 3, 6 and 9, and what its evaluating process is told."""
-    claim = claim_stage(tmp_path, "baseline", 1, 0)
-    for step in (3, 6, 9):
-        checkpoint(tmp_path / "baseline", step)
-    with standing(tmp_path / "baseline", monkeypatch):
-        pass
-    order = {"meta": {"format": 1}, "claim": {**asdict(claim), "run_dir": str(tmp_path)}}
-    return tmp_path / "baseline", order
-
-
-def test_an_evaluating_process_of_an_earlier_start_leaves_nothing(stage, evaluated):
-    (folder, order), (meanwhile, _) = stage, evaluated
-    place = folder / "evaluations" / "step-000000003"
-
-    def again():
-        return claim_stage(folder.parent, "baseline", 1, 0)
-
-    meanwhile.append(again)
-    with pytest.raises(Superseded):
-        evaluating.evaluate_snapshot(place.parent, place, order)
-    assert not (folder / "best.safetensors").exists()
-    assert not result_file(place.parent, 3).exists() and place.exists()
-    meanwhile.clear()
-    order["claim"]["token"] = again().token
-    evaluating.evaluate_snapshot(place.parent, place, order)
-    assert (folder / "best.safetensors").exists() and not place.exists()
-    assert not [*folder.glob(".*.tmp-*")]
-
-
-def test_damaged_weights_are_not_evaluated_but_deleted(stage, evaluated, caplog):
-    (folder, order), _ = stage, evaluated
-    place = folder / "evaluations" / "step-000000003"
-    damage(place)
-    newer = claim_stage(folder.parent, "baseline", 1, 0)
-    with pytest.raises(Superseded):
-        evaluating.evaluate_snapshot(place.parent, place, order)
-    assert place.exists(), "the newer start may have linked it again meanwhile"
-    order["claim"]["token"] = newer.token
-    evaluating.evaluate_snapshot(place.parent, place, order)
-    assert not place.exists() and not result_file(place.parent, 3).exists()
-    assert not (folder / "best.safetensors").exists()
-    assert "step-000000003 is broken: weights.safetensors differ from the manifest" in caplog.text
-
-
-@pytest.mark.parametrize("order_of_steps", [(3, 6, 9), (9, 3, 6), (6, 9, 3)])
-@pytest.mark.parametrize(("aps", "best"), [((0.1, 0.3, 0.2), 6), ((0.2, 0.2, 0.2), 3), ((0.1, 0.2, 0.3), 9)])
-def test_the_best_is_the_first_of_the_best_also_when_one_is_evaluated_late(
-    stage, evaluated, order_of_steps, aps, best
-):
-    (folder, order), (_, given) = stage, evaluated
-    given.update(zip((3, 6, 9), aps, strict=True))
-    for step in order_of_steps:
-        evaluating.evaluate_snapshot(
-            folder / "evaluations", folder / "evaluations" / f"step-{step:09d}", order
-        )
-    assert load_weights(folder / "best.safetensors")[0]["a"][0] == best
-
-
-def test_what_was_measured_by_other_settings_is_not_compared_with(stage, evaluated, monkeypatch, caplog):
-    (folder, order), (_, given) = stage, evaluated
-    given.update({3: 0.9, 6: 0.8, 9: 0.7})
-    for place in snapshots(folder / "evaluations"):
-        evaluating.evaluate_snapshot(place.parent, place, order)
-    shutil.rmtree(folder / "checkpoints" / "step-000000003")
-    with standing(folder, monkeypatch):
-        assert len(evaluations.results_of(folder)) == 3 and not caplog.records
-    with standing(folder, monkeypatch, test={"score": 0.5}):
-        assert evaluations.results_of(folder) == []
-        assert names(folder) == ["step-000000006", "step-000000009"], "step 3 has no checkpoint any more"
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("test.score changed: 3 evaluations") and line.endswith("best-before.safetensors")
-    given.update({6: 0.1, 9: 0.2})
-    for place in snapshots(folder / "evaluations"):
-        evaluating.evaluate_snapshot(place.parent, place, order)
-    found = [load_weights(folder / name)[0]["a"][0] for name in (BEST, BEST_BEFORE)]
-    assert found == [9, 3]
-    with standing(folder, monkeypatch, test={"score": 0.5}):
-        assert [result["step"] for result in evaluations.results_of(folder)] == [6, 9]
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.1, 0.2, 0.3]), max_size=8), st.integers(1, 4))
