@@ -50,7 +50,7 @@ def run_sweep(
     with acquire(plan.root) as lease:
         make_data(plan.data, plan.sweep.chosen)
         jobs, failed = row_jobs(plan, workers, launcher, address, min_workers)
-        with tracked(plan.table, plan.rows[0][1], lease.attempt) as tracker:
+        with tracked(plan.table, plan.root, plan.rows[0][1], lease.attempt) as tracker:
             failed |= do_rows(jobs, parallel, plan.table / "rows")
             rows = table_rows(plan, jobs, failed)
             tell(tracker, plan.table.name, plan.sweep, rows, lease.attempt)

@@ -14,12 +14,15 @@ COLUMN_MARK = " | "
 
 
 @contextmanager
-def tracked(table: Path, config: Config, attempt: int) -> Iterator[Any]:
-    """Yield the tracker of a table: its MLflow run has the report, and a child run for each row."""
+def tracked(table: Path, root: Path, config: Config, attempt: int) -> Iterator[Any]:
+    """Yield the tracker of a table: its MLflow run has the report, and a child run for each row.
+
+    `attempt` is that of the lease of the sweep's folder, `root`.
+    """
     from pipeline.tracking.tracker import Tracker
 
     table.mkdir(parents=True, exist_ok=True)
-    tracker = Tracker(table, config.tracking.uri, config.tracking.experiment, attempt)
+    tracker = Tracker(table, config.tracking.uri, config.tracking.experiment, attempt, leased=root)
     with closing(tracker):
         yield tracker
 

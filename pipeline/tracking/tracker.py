@@ -57,6 +57,7 @@ class Tracker:
         experiment: str = "mrrcnn",
         attempt: int = 1,
         pause_s: float = PAUSE_S,
+        leased: Path | None = None,
     ):
         """Begin delivering, what an earlier attempt left undelivered included.
 
@@ -64,11 +65,13 @@ class Tracker:
             run_dir: the run directory; made if absent.
             uri: the config's `tracking.uri`; None resolves as `resolve_uri` says.
             experiment: MLflow's experiment, made if absent.
-            attempt: the number of the run directory's lease, kept as a tag; once a newer one has begun,
-                nothing can be noted any more.
+            attempt: the number of the lease, kept as a tag; once a newer one has begun, nothing can be noted
+                any more.
             pause_s: between two looks at the outbox.
+            leased: the folder that holds this lease, by default the run directory.
         """
         self._run_dir, self._attempt, self._pause_s = Path(run_dir).resolve(), attempt, pause_s
+        self._leased = leased or self._run_dir
         self._run_dir.mkdir(parents=True, exist_ok=True)
         earlier = _read_state(self._run_dir)
         self._uri = resolve_uri(uri, earlier.get("uri"))
@@ -156,7 +159,7 @@ class Tracker:
         return self._complete
 
     def _check(self) -> None:
-        check_attempt(self._run_dir, self._attempt)
+        check_attempt(self._leased, self._attempt)
 
     def _begin_outbox_anew(self, damage: str) -> None:
         path = self._run_dir / "outbox.jsonl"

@@ -58,7 +58,7 @@ class Bench:
         self.trackers = []
         monkeypatch.setattr("pipeline.tracking.tracker.Tracker", self.tracker)
 
-    def tracker(self, *arguments):
+    def tracker(self, *_, **__):
         self.trackers.append(SilentTracker())
         return self.trackers[-1]
 
