@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.storage.files import sha256_of
+from shards.storage.files import only_one, sha256_of
 from shards.storage.remote import download, read_url, shown
 
 LIMIT_GB = 20.0
@@ -88,7 +88,7 @@ class Cache:
         path = self._path(sha256)
         while (descriptor := self._there(sha256)) is None:
             self._check(size)
-            with _only_one(path.with_name(f"{sha256}.lock")) as mine:
+            with only_one(path.with_name(f"{sha256}.lock")) as mine:
                 # Else another process has just finished it.
                 if mine and not path.exists() and not self._damaged(sha256).exists():
                     return self._filled(sha256, size, fill)
@@ -178,7 +178,7 @@ def _finished(folder: Path) -> Iterator[tuple[int, int, Path]]:
 def _promised(part: Path) -> int:
     """Return the room that a download was granted; one whose process died is removed and has none."""
     digest, size, _ = part.name.split(".")
-    with _only_one(part.with_name(f"{digest}.lock"), wait=False) as dead:
+    with only_one(part.with_name(f"{digest}.lock"), wait=False) as dead:
         if dead:
             part.unlink(missing_ok=True)
     return 0 if dead else int(size)
@@ -213,37 +213,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _only_one(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file of that name and remove it afterwards; yields False if it is not held.
-
-    Without `wait`, that is when another process holds it; with it, when the one that did has removed it.
-    """
-    # To write: NFS refuses an exclusive lock to who may only read.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        mine = _taken(descriptor, wait) and _is_named(descriptor, path)
-        try:
-            yield mine
-        finally:
-            if mine:
-                path.unlink()
-    finally:
-        os.close(descriptor)
-
-
-def _taken(descriptor: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

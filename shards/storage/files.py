@@ -80,24 +80,39 @@ def flush_path(path: Path) -> None:
 
 
 @contextmanager
+def only_one(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file of that name and remove it afterwards; yields False if it is not held.
+
+    Without `wait`, that is when another process holds it; with it, when the one that did has removed it.
+    """
+    # To write: NFS refuses an exclusive lock to who may only read.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        mine = _taken(descriptor, wait) and _is_named(descriptor, path)
+        try:
+            yield mine
+        finally:
+            if mine:
+                path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
     """Hold the folder for this process; clear away what was left half-written before, and in the meantime.
 
     Raises:
-        BadInput: another live process of this machine holds it.
+        BadInput: another live process holds it.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{directory}: another process is writing there; wait for it or stop it") from None
+    # Not the folder itself: of NFS's, another machine would not know that it is locked.
+    with only_one(directory / ".lock", wait=False) as mine:
+        if not mine:
+            raise BadInput(f"{directory}: another process is writing there; wait for it or stop it")
         clear_temporaries(directory)
         yield
         # Of machines that were lost while they wrote for this process.
         clear_temporaries(directory)
-    finally:
-        os.close(descriptor)
 
 
 def clear_temporaries(folder: Path, process: int | None = None) -> None:
@@ -127,3 +142,18 @@ def sha256_of(path: Path) -> str:
 def _writer(process: int) -> str:
     # Process ids alone repeat: in containers that share a file system, most are below a hundred.
     return f"{socket.gethostname()}-{process}"
+
+
+def _taken(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
