@@ -5,6 +5,7 @@ from pathlib import Path
 from configs.load import ConfigError
 from configs.schema import Config
 from jobs.ledger import Ledger
+from pipeline.lease import CLAIM
 from shards.errors import BadInput
 from shards.storage.cache import Cache
 from shards.storage.remote import check_url
@@ -35,6 +36,15 @@ def check_unowned(ledger: Ledger, folders: dict[str, Path]) -> None:
             raise BadInput(
                 f"{folder}: is there, but {ledger.path} knows of no stage {stage}; "
                 "choose another --run-dir, move the folder away, or put the ledger back"
+            )
+
+
+def check_no_run(out: Path) -> None:
+    """Raise BadInput if a folder is a run's, or a stage's of one: what these are writing would be deleted."""
+    for name in ("ledger.json", "lease.json", CLAIM):
+        if (out / name).exists():
+            raise BadInput(
+                f"--out {out}: is a run's own folder (it holds {name}); give another, such as {out / 'again'}"
             )
 
 

@@ -1,12 +1,16 @@
 """Detect with one weights file on every rank, then score: what `evaluate` does, and each row of a sweep."""
 
 import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Test
 from jobs.launching.launch import launch
 from shards.storage.cache import cache_at
+from shards.storage.files import only_writer
 from shards.storage.remote import absolute
 
 
@@ -15,7 +19,6 @@ def detect_and_score(
     shards: str | Path,
     out: Path,
     test: Test,
-    scratch: Path,
     workers: int,
     launcher: str,
     address: str | None,
@@ -28,30 +31,44 @@ def detect_and_score(
     Args:
         weights: a weights.safetensors.
         shards: a directory of shards, or a URL.
-        out: made if absent.
+        out: made if absent; every node sees it.
         test: inference settings.
-        scratch: a folder of this call's own that every node sees; emptied first.
         workers, launcher, address, sizes: as for `jobs.launching.launch.launch`.
         cache: arguments of `cache_at`, for shards at a URL.
         algorithm: names the archive for the COCO server.
 
     Raises:
-        BadInput: weights and shards do not fit each other, or cannot be read.
+        BadInput: weights and shards do not fit each other, or cannot be read, or another command is
+            writing to `out`.
         JobFailed: the workers failed.
     """
     from jobs.launching.worker import detect_parts
     from pipeline.evaluate import score
 
-    parts = scratch / "parts"
-    shutil.rmtree(scratch, ignore_errors=True)
-    parts.mkdir(parents=True)
-    payload = {
-        "jobs": [{"weights": str(weights.resolve()), "parts": str(parts.resolve())}],
-        "shards": absolute(shards),
-        "test": test.model_dump(mode="json"),
-        "cache": cache or {},
-    }
-    launch(detect_parts, payload, scratch / "jobs", workers, launcher, address, sizes)
-    metrics = score(shards, parts, out, cache_at(**cache or {}), algorithm)
-    shutil.rmtree(scratch)
-    return metrics
+    with _scratch(out) as scratch:
+        parts = scratch / "parts"
+        parts.mkdir()
+        payload = {
+            "jobs": [{"weights": str(weights.resolve()), "parts": str(parts)}],
+            "shards": absolute(shards),
+            "test": test.model_dump(mode="json"),
+            "cache": cache or {},
+        }
+        launch(detect_parts, payload, scratch / "jobs", workers, launcher, address, sizes)
+        return score(shards, parts, out, cache_at(**cache or {}), algorithm)
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    work = out.resolve() / ".evaluate"
+    with only_writer(out):
+        # Of a command that was killed, or failed: whoever looked for its traceback has seen it.
+        shutil.rmtree(work, ignore_errors=True)
+        # Ranks that outlive their command must not find the next one's folder, nor it delete that.
+        scratch = work / uuid.uuid4().hex
+        scratch.mkdir(parents=True)
+        yield scratch
+        shutil.rmtree(scratch)
+        with suppress(OSError):
+            work.rmdir()

@@ -1,8 +1,6 @@
 """What the short verbs of the command do, from parsed arguments to printed result."""
 
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ from configs.load import ConfigError, apply_override, load_config, parse_config
 from configs.schema import Config, Test
 from jobs.console import say
 from shards.errors import BadInput
-from shards.storage.files import only_writer
 from shards.storage.remote import shown
 
 
@@ -106,26 +103,20 @@ def evaluate_checkpoint(
     """Detect with a weights file on shards, score, and show the AP.
 
     Raises:
-        BadInput: weights and shards do not fit each other, or another command is writing to `out`.
+        BadInput: weights and shards do not fit each other, or `out` is a run's or another command's.
         JobFailed: the workers failed.
     """
+    from jobs.checks import check_no_run
     from jobs.summary import show_metrics
     from shards.read import ShardDataset
 
+    check_no_run(out)
     test = test_settings(overrides or [], checkpoint)
     ShardDataset(shards, verify=False)
     from jobs.evaluation import detect_and_score
 
-    out.mkdir(parents=True, exist_ok=True)
     workers = default_workers(workers, launcher, 1)
-    work = out.resolve() / ".evaluate"
-    with only_writer(out):
-        # Of a command that was killed, or failed: whoever looked for its traceback has seen it.
-        shutil.rmtree(work, ignore_errors=True)
-        # Ranks that outlive their command must not find the next one's folder.
-        scratch = work / uuid.uuid4().hex
-        metrics = detect_and_score(checkpoint, shards, out, test, scratch, workers, launcher, address)
-        shutil.rmtree(work)
+    metrics = detect_and_score(checkpoint, shards, out, test, workers, launcher, address)
     if metrics:
         show_metrics({checkpoint.stem: metrics})
     say(f"results are in {out}" + ("" if metrics else "; there are no annotations, and so no AP"))

@@ -138,9 +138,8 @@ def _evaluate(job: RowJob, weights: Path) -> None:
     folder = None if data.cache_dir is None else cache_of(job.config).folder
     cache = {"folder": folder, "limit_gb": data.cache_gb}
     place = job.workers, job.launcher, job.address
-    test, scratch = job.config.test, out / ".work"
     sizes = check_workers(job.config, job.workers, job.launcher, job.min_workers)
-    if detect_and_score(weights, job.shards, out, test, scratch, *place, cache, job.name, sizes):
+    if detect_and_score(weights, job.shards, out, job.config.test, *place, cache, job.name, sizes):
         truth = prepare_annotations(ShardDataset(job.shards, cache=cache_of(job.config)).to_coco())
         results = json.loads((out / "coco_results.json").read_text(encoding="utf-8"))
         # Last: with it the row counts as done.

@@ -73,14 +73,11 @@ def evaluating(tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.verbs.test_settings", lambda *_: Test())
     monkeypatch.setattr("shards.read.ShardDataset", lambda *_, **__: None)
 
-    def evaluate(work):
-        def detect(weights, shards, out, test, scratch, *_):
-            scratch.mkdir(parents=True)
-            (scratch / "parts").touch()
-            return work(scratch) or {}
+    monkeypatch.setattr("pipeline.evaluate.score", lambda *_: {})
 
-        monkeypatch.setattr("jobs.evaluation.detect_and_score", detect)
-        evaluate_checkpoint(Path("w.safetensors"), "shards", tmp_path / "out", None, 1, "local", None)
+    def evaluate(work, out=tmp_path / "out"):
+        monkeypatch.setattr("jobs.evaluation.launch", lambda ask, payload, scratch, *_: work(scratch.parent))
+        evaluate_checkpoint(Path("w.safetensors"), "shards", out, None, 1, "local", None)
 
     return evaluate
 
@@ -112,6 +109,31 @@ def test_two_evaluations_do_not_write_to_one_folder(evaluating):
         assert (scratch / "parts").exists()
 
     evaluating(second)
+
+
+def test_an_evaluation_that_comes_back_late_does_not_delete_that_of_another(tmp_path, evaluating):
+    """Its lock has passed to another machine's command meanwhile, as that of a lost machine does."""
+
+    def late(scratch):
+        (scratch.parent / "of-the-other").mkdir()
+
+    evaluating(late)
+    assert [path.name for path in (tmp_path / "out/.evaluate").iterdir()] == ["of-the-other"]
+
+
+@pytest.mark.parametrize("mark", ["ledger.json", "lease.json", ".claim"])
+def test_the_folder_of_a_run_is_not_evaluated_into_but_folders_in_it_are(tmp_path, evaluating, mark):
+    run, seen = tmp_path / "run", []
+    run.mkdir()
+    half = run / ".weights.safetensors.tmp-host-1"
+    for path in (run / mark, half):
+        path.touch()
+    with pytest.raises(BadInput, match=rf"^--out {run}: is a run's own folder \(it holds {mark}\); give"):
+        evaluating(seen.append, run)
+    assert half.exists() and not seen
+    for out in (run / "evaluate" / "refined", run / "again"):
+        evaluating(seen.append, out)
+    assert len(seen) == 2
 
 
 def test_the_demos_data_are_whole_or_absent_and_made_once(tmp_path, monkeypatch):
