@@ -10,7 +10,7 @@ from shards.errors import BadInput
 from shards.source_images import first_changed
 from shards.storage.cache import Cache, cache_at
 from shards.storage.files import sha256_of
-from shards.storage.remote import hash_file, is_remote, local_path, shown
+from shards.storage.remote import ABSENT, hash_file, is_remote, local_path, shown
 
 # In the order they run; each with the stages whose outputs it reads.
 NEEDS = {
@@ -172,11 +172,12 @@ def file_hash(path: str | None) -> str | None:
     """Return the sha256 of a file named in the config, or None for none.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: it is not there, or there is no right to read it.
+        OSError: it cannot be read just now.
     """
     try:
         return None if path is None else hash_file(path)
-    except OSError as error:
+    except ABSENT as error:
         raise BadInput(
             f"{shown(path)}: cannot be read ({error.strerror or error}); correct the path in the config"
         ) from None

@@ -10,6 +10,7 @@ from configs.schema import Model
 from pipeline.network.torch_files import load_torch, state_dict_of, unwrapped
 from pipeline.network.weights import fill, is_safetensors, load_meta, load_weights
 from shards.errors import BadInput
+from shards.storage.files import LOST
 
 CLASSES = "roi_heads.box_predictor.cls_score.weight"
 # What a weights file says of its model that no config can make otherwise ...
@@ -39,6 +40,7 @@ def load_pretrained(
     Raises:
         BadInput: anything else, another program's Mask R-CNN that was not imported, or weights of another
             model; key and remedy are named.
+        OSError: the file cannot be read just now.
     """
     if not _is_safetensors(path):
         return _load_trunk(model, path, categories)
@@ -162,4 +164,6 @@ def _is_safetensors(path: str | Path) -> bool:
     try:
         return is_safetensors(path)
     except OSError as error:
+        if error.errno not in LOST:
+            raise
         raise BadInput(f"{path}: cannot be read ({error.strerror}); correct model.weights") from None

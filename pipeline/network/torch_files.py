@@ -1,5 +1,6 @@
 """PyTorch files opened without running anything that is in them."""
 
+import errno
 import pickle
 import struct
 import zipfile
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shards.errors import BadInput
+from shards.storage.files import LOST
 
 # What the unpickler stumbles over in a file that is no pickle.
 DAMAGED = (
@@ -23,6 +25,8 @@ DAMAGED = (
     EOFError,
     OverflowError,
 )
+# A damaged file may send its reader to a place before its begin, which is an invalid argument.
+NO_FILE = LOST | {errno.EINVAL}
 
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 NUMBERS |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -36,6 +40,7 @@ def load_torch(path: str | Path) -> Any:
     Raises:
         BadInput: not such a file, a cut one, one that unpacks to more than its size, or one that holds
             anything else.
+        OSError: it cannot be read just now.
     """
     try:
         _check_size(path)
@@ -44,6 +49,8 @@ def load_torch(path: str | Path) -> Any:
     except BadInput:
         raise
     except (pickle.UnpicklingError, RuntimeError, OSError, *DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno not in NO_FILE:
+            raise
         # torch's own words for an unpickling error advise to switch the safety off.
         told = str(error) and not isinstance(error, pickle.UnpicklingError)
         reason = str(error).splitlines()[0] if told else type(error).__name__

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shards.errors import BadInput
-from shards.storage.files import flush_path, rename_durably, temporary_beside
+from shards.storage.files import LOST, flush_path, rename_durably, temporary_beside
 
 # With several metadata keys safetensors writes them in hash order: the bytes would differ.
 KEY = "mrrcnn"
@@ -43,6 +43,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises:
         BadInput: missing, damaged, or a safetensors file of somebody else.
+        OSError: it cannot be read just now (a server that is away, a stale handle, no right to).
     """
     with _opened(path) as file:
         meta = _meta((file.metadata() or {}).get(KEY), path)
@@ -53,7 +54,7 @@ def load_meta(path: str | Path) -> dict:
     """Return the description alone of a file written by `save_weights`; it may be large.
 
     Raises:
-        BadInput: as `load_weights`.
+        BadInput, OSError: as `load_weights`.
     """
     with _opened(path) as file:
         return _meta((file.metadata() or {}).get(KEY), path)
@@ -72,9 +73,13 @@ def is_safetensors(path: str | Path) -> bool:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     try:
+        # To safe_open a file that it cannot open is not there, whatever the reason.
+        open(path, "rb").close()
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in LOST:
+            raise
         raise BadInput(
             f"{path}: cannot be read as safetensors ({error}); give a weights file of a run"
         ) from None

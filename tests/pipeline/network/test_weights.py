@@ -1,5 +1,7 @@
 """Weights files: the same bytes, whole or absent, enough to give a model back."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from torchvision.models import resnet18
 from configs.schema import Refine, Sara, Test
 from pipeline.model import build_model, load_model
 from pipeline.network.pretrained import load_pretrained
+from pipeline.network.torch_files import load_torch
 from pipeline.network.weights import load_weights, save_weights
 from shards.errors import BadInput
 from tests.pipeline.tiny import MODEL, tiny_base, tiny_image, tiny_refined
@@ -191,6 +194,30 @@ def test_anything_else_is_refused_with_a_remedy_in_one_line(tmp_path, content, c
     with pytest.raises(BadInput, match=message) as error:
         load_pretrained(trunk_model(**changes), path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize(
+    ("opening", "load"),
+    [
+        ("pipeline.network.weights.open", load_weights),
+        ("pipeline.network.weights.open", lambda path: load_pretrained(trunk_model(), path)),
+        ("torch.serialization.open", load_torch),
+    ],
+    ids=["weights", "pretrained", "torch_files"],
+)
+def test_a_file_server_that_is_away_is_no_bad_input(tmp_path, monkeypatch, opening, load, code):
+    """Bad input is final; what a server did not give for a minute is worth another try."""
+    path = tmp_path / "w.pth"
+    save_weights(path, {"a": torch.ones(1)}, {"format": 1})
+
+    def fail(name, *_):
+        raise OSError(code, os.strerror(code), str(name))
+
+    monkeypatch.setattr(opening, fail, raising=False)
+    with pytest.raises(OSError, match=os.strerror(code)) as raised:
+        load(path)
+    assert (raised.value.errno, raised.value.filename) == (code, str(path))
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
