@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from jobs.errors import Stopped
 from pipeline.notice import Notice
 
 SAME_S = 5.0
+# How long a disk that does not take the stop file is left alone.
+AGAIN_S = 1.0
 
 
 class Listener:
@@ -47,24 +50,49 @@ def passing_on(stop_file: str | None) -> Iterator[None]:
     """While the body runs, SIGTERM to this process makes `stop_file` instead of ending it.
 
     A second one means what it did before, unless it comes within SAME_S: `timeout` and others send the
-    same one to a process and to its group.
+    same one to a process and to its group. A disk that does not take the file is asked again and again:
+    a rank of this process has heard it anyhow, others not before.
+
+    Raises:
+        Stopped: SIGTERM came, and the body is done without the file: nobody else would tell later stages.
     """
     if stop_file is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     heard: list[float] = []
+    over = threading.Event()
 
     def hear(number: int, _: object) -> None:
         heard.append(time.monotonic())
-        Path(stop_file).touch()
+        # What a handler raises would end the training that is to save first.
+        if not _made(stop_file):
+            threading.Thread(target=_make_later, args=(stop_file, over), daemon=True).start()
         if heard[-1] - heard[0] > SAME_S:
             signal.signal(number, before)
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGTERM)
-    with own_sigterm():
-        signal.signal(signal.SIGTERM, hear)
-        yield
+    try:
+        with own_sigterm():
+            signal.signal(signal.SIGTERM, hear)
+            yield
+    finally:
+        over.set()
+    if heard and not _made(stop_file):
+        raise Stopped("asked to stop; the same command goes on")
+
+
+def _made(stop_file: str) -> bool:
+    try:
+        Path(stop_file).touch()
+    except OSError:
+        return False
+    return True
+
+
+def _make_later(stop_file: str, over: threading.Event) -> None:
+    while not over.wait(AGAIN_S) and not _made(stop_file):
+        pass
 
 
 @contextmanager

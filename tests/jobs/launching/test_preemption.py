@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from jobs.errors import Stopped
 from jobs.launching.preemption import Listener, passing_on
 from pipeline.notice import Notice
 
@@ -53,6 +55,26 @@ def test_a_second_sigterm_means_what_it_did_before_unless_it_is_the_first_sent_t
         monkeypatch.setattr("jobs.launching.preemption.SAME_S", 0)
         os.kill(os.getpid(), signal.SIGTERM)
     assert heard == ["outer"]
+
+
+def test_a_disk_that_takes_no_stop_file_keeps_no_rank_of_this_process_from_stopping(tmp_path):
+    """What the handler raised would end the training before it has saved."""
+    with pytest.raises(Stopped, match="asked to stop"), passing_on(str(tmp_path / "full" / "stop")):
+        listener = Listener(str(tmp_path / "full" / "stop"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert listener() == Notice(save=True, stop=True)
+
+
+def test_other_ranks_hear_of_sigterm_as_soon_as_the_disk_takes_the_stop_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.launching.preemption.AGAIN_S", 0.01)
+    stop = tmp_path / "full" / "stop"
+    with passing_on(str(stop)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.parent.mkdir()
+        deadline = time.monotonic() + 10
+        while not stop.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stop.exists()
 
 
 def test_a_rank_in_the_drivers_own_process_does_not_keep_sigterm_from_it(tmp_path, monkeypatch):
