@@ -46,12 +46,6 @@ def processes(workers: int) -> Iterator[Spread]:
             ) from None
 
 
-def map_ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
-    """Yield `function(task)` of each task in order, computed by `processes(workers)`."""
-    with processes(workers) as spread:
-        yield from spread(function, tasks)
-
-
 def in_order(
     submit: Callable, result: Callable, workers: int, function: Callable, tasks: Iterable
 ) -> Iterator:

@@ -56,8 +56,3 @@ def paired_interval(a: Resampled, b: Resampled) -> Interval:
         return Interval(None, None, None, resamples, b.seed)
     low, high = np.nanpercentile(b.drawn - a.drawn, [2.5, 97.5])
     return Interval(b.whole - a.whole, float(low), float(high), resamples, b.seed)
-
-
-def paired_bootstrap(a: list[Matches], b: list[Matches], resamples: int = 500, seed: int = 0) -> Interval:
-    """Return AP(b) - AP(a) with its 95% interval over resamples of the images that both share."""
-    return paired_interval(resample(a, resamples, seed), resample(b, resamples, seed))

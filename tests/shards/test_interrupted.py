@@ -16,7 +16,7 @@ import pytest
 from shards import write
 from shards.errors import BadInput, CutShort
 from shards.index import index_name
-from shards.pool import map_ordered
+from shards.pool import processes
 from shards.storage.folder import LocalFolder, folder_at
 from shards.write import write_shards
 from tests.shards.coco_case import Case
@@ -124,8 +124,9 @@ def end_by_signal(task: int) -> int:
 
 
 def test_a_killed_worker_is_told_in_one_line():
-    with pytest.raises(CutShort, match="was killed, perhaps for want of memory; give fewer --workers"):
-        list(map_ordered(end_by_signal, range(4), 2))
+    said = "was killed, perhaps for want of memory; give fewer --workers"
+    with pytest.raises(CutShort, match=said), processes(2) as spread:
+        list(spread(end_by_signal, range(4)))
 
 
 def test_a_process_that_is_being_started_when_another_is_killed_is_not_waited_for(monkeypatch):
@@ -141,8 +142,8 @@ def test_a_process_that_is_being_started_when_another_is_killed_is_not_waited_fo
             time.sleep(2)
 
     monkeypatch.setattr(SpawnProcess, "start", start)
-    with pytest.raises(CutShort, match="was killed"):
-        list(map_ordered(time.sleep, [60, 60], 2))
+    with pytest.raises(CutShort, match="was killed"), processes(2) as spread:
+        list(spread(time.sleep, [60, 60]))
     assert len(started) == 2 and not started[1].is_alive()
 
 
