@@ -14,8 +14,9 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.lease import StaleAttempt, check_attempt
 from pipeline.tracking.delivery import PIPELINE, STATE, Delivery, write_state
@@ -26,6 +27,7 @@ from shards.storage.files import encode_json, write_atomic
 from shards.storage.secrets import redact
 
 log = logging.getLogger(__name__)
+Opened = TypeVar("Opened")
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 COPY = "tracking.previous.json"
 # The user's own settings hold; MLflow's defaults would hold a call for minutes and speak to others.
@@ -195,13 +197,34 @@ class Tracker:
 
     def _work(self) -> None:
         # Loader processes of a killed driver may hold the lock for the seconds that they outlive it.
-        while (lock := _lock(self._run_dir)) is None:
-            if self._closing.wait(self._pause_s):
-                return
+        lock = self._opened(lambda: _lock(self._run_dir))
+        if lock is None:
+            return
         try:
-            self._deliver_until_closed(Delivery(self._run_dir, self._uri, self._state, self._check))
+            delivery = self._opened(lambda: Delivery(self._run_dir, self._uri, self._state, self._check))
+            if delivery is not None:
+                self._deliver_until_closed(delivery)
         finally:
             _unlock(lock)
+
+    def _opened(self, opening: Callable[[], Opened | None]) -> Opened | None:
+        """Return what `opening` returns once it is there; None if it is not when all is over."""
+        while True:
+            closing = self._closing.is_set()
+            found = self._try_to_open(opening)
+            if found is not None or closing:
+                return found
+            self._closing.wait(self._pause_s)
+
+    def _try_to_open(self, opening: Callable[[], Opened | None]) -> Opened | None:
+        try:
+            found = opening()
+        except OSError as error:
+            # The thread's end would be the end of all delivery, for a moment in which a disk was away.
+            self._warn_once("%s: cannot be read for MLflow, it is tried again: %s", self._run_dir, error)
+            return None
+        self._warned = False
+        return found
 
     def _deliver_until_closed(self, delivery: Delivery) -> None:
         pause = self._pause_s
@@ -230,14 +253,17 @@ class Tracker:
             return False
         except Exception as error:
             delivery.disconnect()
-            if not self._warned:
-                log.warning("MLflow is out of reach, the run goes on without it: %s", _explain(error))
-            self._warned = True
+            self._warn_once("MLflow is out of reach, the run goes on without it: %s", _explain(error))
             return False
         if self._warned:
             log.info("MLflow at %s is back", self._state["uri"])
         self._warned = False
         return True
+
+    def _warn_once(self, line: str, *told: Any) -> None:
+        if not self._warned:
+            log.warning(line, *told)
+        self._warned = True
 
 
 def sync(run_dir: str | Path, uri: str | None = None) -> dict[str, Any]:
@@ -335,9 +361,11 @@ def _lock(run_dir: Path) -> int | None:
     descriptor = os.open(run_dir / "tracking.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(descriptor)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return descriptor
 
 

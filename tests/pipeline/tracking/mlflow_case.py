@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 from mlflow import MlflowClient
 
@@ -30,3 +31,10 @@ def history(uri, state, stage="refine", key="loss"):
 def runs(uri):
     client = MlflowClient(uri)
     return client.search_runs([item.experiment_id for item in client.search_experiments()])
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

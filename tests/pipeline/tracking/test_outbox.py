@@ -1,6 +1,9 @@
 """An outbox that has lost events says so, and is noted anew; a log that begins anew is read anew."""
 
 import errno
+import os
+import pkgutil
+import threading
 
 import pytest
 
@@ -8,7 +11,7 @@ import pipeline.tracking.tracker as tracker_module
 from pipeline.tracking.outbox import MetricsTail, append_event, outbox_damage
 from pipeline.tracking.tracker import Tracker, sync
 from shards.errors import BadInput
-from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, write_steps
+from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, wait_until, write_steps
 
 CUTS = {"nothing": 0, "one byte": 1, "half": 0.5, "all but one byte": -1, "all but a line": "line"}
 
@@ -89,6 +92,31 @@ def test_an_event_that_a_full_disk_did_not_take_is_lost_until_it_is_noted_anew(
     third = Tracker(run_dir, uri, attempt=3)
     assert not third.has_lost_events()
     third.close()
+
+
+@pytest.mark.parametrize("opening", ["tracker.os.open", "tracker.fcntl.flock", "delivery.read_events"])
+def test_files_that_cannot_be_opened_for_a_moment_cost_one_warning_and_no_point(
+    uri, run_dir, monkeypatch, caplog, opening
+):
+    place = f"pipeline.tracking.{opening}"
+    real, failures = pkgutil.resolve_name(place), [errno.EIO, errno.ESTALE]
+
+    def at_first_not(*how):
+        if failures and threading.current_thread().name == "mlflow-delivery":
+            code = failures.pop()
+            raise OSError(code, os.strerror(code))
+        return real(*how)
+
+    monkeypatch.setattr(place, at_first_not)
+    tracker = Tracker(run_dir, uri, pause_s=0.05)
+    tracker.stage_started("refine", attempt=1)
+    write_steps(run_dir, range(1, 6))
+    wait_until(lambda: not failures)
+    assert tracker.close()
+    assert history(uri, tracker.state()) == list(range(1, 6))
+    assert [line for line in caplog.messages if "tried again" in line] == [
+        f"{run_dir}: cannot be read for MLflow, it is tried again: [Errno 116] Stale file handle"
+    ]
 
 
 def test_what_is_lost_while_it_is_noted_anew_stays_lost(uri, run_dir, monkeypatch):

@@ -17,7 +17,7 @@ from pipeline.tracking.outbox import MetricsTail, append_event, read_events
 from pipeline.tracking.tracker import NotDelivered, Tracker, flatten, sync
 from pipeline.tracking.uri import resolve_uri
 from shards.errors import BadInput
-from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, write_steps
+from tests.pipeline.tracking.mlflow_case import cut_back, history, runs, wait_until, write_steps
 
 
 def test_a_run_shows_pipeline_stages_params_data_artifacts_and_points(uri, run_dir):
@@ -130,13 +130,6 @@ def test_log_cut_back_under_a_live_tracker(uri, run_dir):
     write_steps(run_dir, range(4, 13), speed=8.5)
     assert tracker.close()
     assert history(uri, tracker.state()) == list(range(1, 13))
-
-
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_other_inputs_make_another_child_run(uri, run_dir):
