@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobs.errors import GIVE_TOKEN, JobFailed
@@ -69,8 +69,12 @@ def run_on_ray(task: Task, payload: dict[str, Any], plan: Plan, address: str | N
             break
         if tries.fail() > RESTARTS:
             break
-    (scratch / "traceback.txt").write_text(str(failure), encoding="utf-8")
-    raise JobFailed(f"workers failed: {_cause(failure)}; see {scratch / 'traceback.txt'}")
+    message, details = f"workers failed: {_cause(failure)}", scratch / "traceback.txt"
+    # What failed is told, not that a full disk does not take this either.
+    with suppress(OSError):
+        details.write_text(str(failure), encoding="utf-8")
+        message += f"; see {details}"
+    raise JobFailed(message)
 
 
 def _fit(body: Callable[[], None], trial: int, plan: Plan, address: str | None) -> None:

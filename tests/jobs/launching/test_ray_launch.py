@@ -50,6 +50,19 @@ def test_killed_drivers_and_workers_under_ray_and_a_users_error(tmp_path):
     assert (tmp_path / "tries-0").read_text() == "x"
 
 
+def test_a_disk_that_takes_no_traceback_does_not_hide_what_failed(monkeypatch, tmp_path):
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    def fit(*_):
+        raise WorkerGroupError("workers failed", {0: RuntimeError("this came first")})
+
+    monkeypatch.setattr(ray_launch, "_fit", fit)
+    monkeypatch.setattr(ray_launch, "connect", lambda *_: None)
+    (tmp_path / "traceback.txt").mkdir()
+    with pytest.raises(JobFailed, match=r"^workers failed: this came first$"):
+        run_on_ray(None, {}, Plan((1,), tmp_path, tmp_path), None)
+
+
 @pytest.fixture
 def resources(monkeypatch):
     """What Ray says that its cluster has."""
