@@ -25,7 +25,7 @@ from jobs.launching.environment import worker_environment
 from jobs.launching.launch import launch
 from jobs.ledger import Ledger
 from jobs.summary import showing_findings
-from jobs.track import note_begin, note_results, tracking
+from jobs.track import note_begin, note_results, telling_of_failure, tracking
 from pipeline.lease import acquire, check_attempt
 from shards.storage.files import clear_temporaries, write_atomic
 from shards.storage.remote import absolute
@@ -257,24 +257,24 @@ def _do_once(run: Run, stage: str, work: Any) -> None:
     run.ledger.begin(stage, inputs, run.attempt)
     note_begin(run.tracker, run.ledger, stage, run.attempt)
     say(f"{stage}: {'going on' if state in ('running', 'failed') else 'starting'}")
+    with telling_of_failure(run.tracker, stage):
+        _do(run, stage, work)
+    if run.stop_file.exists():
+        raise Stopped(f"asked to stop: stage {stage} is done; the same command goes on")
+
+
+def _do(run: Run, stage: str, work: Any) -> None:
     try:
         work(run)
     except (ValueError, RuntimeError, OSError) as error:
-        run.tracker.stage_finished(stage, "KILLED" if isinstance(error, Stopped) else "FAILED")
         # What failed is told, not that a full disk does not take this either.
         with suppress(OSError):
             run.ledger.fail(stage, str(error))
-        raise
-    except KeyboardInterrupt:
-        # Else MLflow would show it as running for ever.
-        run.tracker.stage_finished(stage, "KILLED")
         raise
     outputs = stage_outputs(run.path, run.config, stage)
     # Before the stage counts as done: a kill in between would leave its results untold for ever.
     note_results(run.tracker, run.config, run.path, run.ledger, stage)
     run.ledger.finish(stage, outputs)
-    if run.stop_file.exists():
-        raise Stopped(f"asked to stop: stage {stage} is done; the same command goes on")
 
 
 def _borrow(run: Run, stage: str, inputs: dict[str, Any]) -> bool:

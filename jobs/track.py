@@ -51,6 +51,21 @@ def closing(tracker: Any) -> Iterator[None]:
         tracker.close(patience_s, status)
 
 
+@contextmanager
+def telling_of_failure(tracker: Any, stage: str) -> Iterator[None]:
+    """Note a stage's end where an error of any kind ends the body: MLflow would show it as running on."""
+    status = "FAILED"
+    try:
+        yield
+        status = None
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        if status is not None:
+            tracker.stage_finished(stage, status)
+
+
 def note_begin(tracker: Any, ledger: Ledger, stage: str, attempt: int) -> None:
     """Note that a stage begins or goes on, and as its parameters all that its result depends on.
 

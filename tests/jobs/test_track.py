@@ -1,6 +1,8 @@
 """What a run tells MLflow of its stages, and how a command's end is told."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +96,34 @@ class Trained(Bench):
 @pytest.fixture
 def trained(tmp_path, monkeypatch, uri):  # noqa: F811
     return Trained(tmp_path, monkeypatch, uri)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyError("a defect of ours"), "FAILED"),
+        (MemoryError(), "FAILED"),
+        (JobFailed("x"), "FAILED"),
+        (Stopped("asked"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_whatever_ends_a_stage_it_is_not_shown_as_running_for_ever(trained, error, status):
+    trained.broken["refine"] = error
+    with pytest.raises(type(error)) as raised:
+        trained.run()
+    assert raised.value is error
+    assert [run.info.status for run in trained.children("refine")] == [status]
+
+
+def test_a_stage_whose_result_cannot_be_read_is_not_shown_as_running_for_ever(trained, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(jobs.stages, "stage_outputs", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        trained.run(stages=("shard",))
+    assert [run.info.status for run in trained.children("shard")] == ["FAILED"]
 
 
 def test_a_stage_that_goes_on_is_one_run_and_one_redone_from_the_same_inputs_another(trained):
