@@ -246,7 +246,7 @@ class Tracker:
 
     def _try(self, delivery: Delivery) -> bool:
         try:
-            delivery.deliver()
+            self._deliver(delivery)
         except StaleAttempt:
             # What was noted here is in the newer attempt's outbox, and it delivers.
             self._closing.set()
@@ -259,6 +259,14 @@ class Tracker:
             log.info("MLflow at %s is back", self._state["uri"])
         self._warned = False
         return True
+
+    def _deliver(self, delivery: Delivery) -> None:
+        try:
+            delivery.deliver()
+        except Exception:
+            # A newer attempt deletes what is half-written here: no fault of MLflow's, and nothing to tell.
+            self._check()
+            raise
 
     def _warn_once(self, line: str, *told: Any) -> None:
         if not self._warned:

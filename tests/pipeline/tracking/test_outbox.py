@@ -185,3 +185,16 @@ def test_a_log_that_was_cut_back_to_nothing_is_read_again_from_its_start(run_dir
     assert tail.batch() is None and tail.batch() is None
     write_steps(run_dir, [1])
     assert [row["step"] for row in tail.batch().rows] == [1]
+
+
+def test_tail_waits_for_a_whole_line_and_keeps_its_batch_until_advanced(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.batch() is None
+    path.write_text('{"step": 1}\n{"st')
+    assert [row["step"] for row in tail.batch().rows] == [1]
+    with path.open("a") as file:
+        file.write('ep": 2}\n')
+    assert [row["step"] for row in tail.batch().rows] == [1]
+    tail.advance()
+    assert [row["step"] for row in tail.batch().rows] == [2]

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mlflow import MlflowClient
 
 from pipeline.lease import StaleAttempt, acquire
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.outbox import MetricsTail, append_event, read_events
+from pipeline.tracking.outbox import append_event, read_events
 from pipeline.tracking.tracker import NotDelivered, Tracker, flatten, sync
 from pipeline.tracking.uri import resolve_uri
 from shards.errors import BadInput
@@ -237,19 +238,6 @@ def test_torn_event_costs_only_itself(tmp_path):
     assert [event["kind"] for event, _ in read_events(tmp_path, end)] == ["b"]
 
 
-def test_tail_waits_for_a_whole_line_and_keeps_its_batch_until_advanced(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    tail = MetricsTail(path)
-    assert tail.batch() is None
-    path.write_text('{"step": 1}\n{"st')
-    assert [row["step"] for row in tail.batch().rows] == [1]
-    with path.open("a") as file:
-        file.write('ep": 2}\n')
-    assert [row["step"] for row in tail.batch().rows] == [1]
-    tail.advance()
-    assert [row["step"] for row in tail.batch().rows] == [2]
-
-
 def test_uri_is_resolved_once_and_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -338,6 +326,22 @@ def test_a_driver_whose_directory_was_taken_over_delivers_nothing(uri, run_dir, 
     assert not stale._thread.is_alive() and "out of reach" not in caplog.text
     assert (run_dir / "tracking.json").read_text() == state
     assert history(uri, stale.state()) == []
+
+
+def test_a_driver_whose_half_written_state_a_newer_attempt_deletes_blames_no_mlflow(
+    uri, run_dir, caplog, monkeypatch
+):
+    def taken_over(path, _):
+        with acquire(run_dir):
+            raise FileNotFoundError(path)
+
+    with acquire(run_dir) as lease:
+        stale = Tracker(run_dir, uri, attempt=lease.attempt)
+    monkeypatch.setattr("pipeline.tracking.delivery.write_atomic", taken_over)
+    with suppress(StaleAttempt):
+        stale.stage_started("refine", attempt=1)
+    stale._thread.join(30)
+    assert not stale._thread.is_alive() and caplog.text == ""
 
 
 def test_a_driver_that_is_replaced_while_it_delivers_sends_and_notes_no_more(uri, run_dir):
