@@ -19,7 +19,9 @@ from pathlib import Path
 
 import psutil
 
-START_S = 90
+START_S, STARTS = 90, 3
+# In the environment of every process that a node has started.
+MARK = "MRRCNN_NODE"
 # A lost node is noticed after some 3 seconds rather than Ray's 15 to 30.
 NOTICE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 MEMORY = 120 * 1024 * 1024
@@ -51,41 +53,68 @@ class LocalCluster:
         }
 
     def start(self, number: int) -> None:
-        """Start a node, the head first, and return when the cluster has it."""
+        """Start a node, the head first, and return when the cluster has it.
+
+        Ray gives a start up when the head does not answer for half a minute; it is made again, as any
+        supervisor would.
+        """
+        for again in reversed(range(STARTS)):
+            said = self._start(number)
+            if said is None:
+                return
+            self.kill(number)
+            if not again:
+                raise RuntimeError(f"node {number} did not start {STARTS} times: {said[-2000:]}")
+
+    def _start(self, number: int) -> str | None:
+        """Return None when the node is there, or what it said when it is not to be."""
         output = self.folder / f"node-{number}.log"
-        output.write_bytes(b"")
+        with output.open("wb") as log:
+            self.nodes[number] = psutil.Popen(
+                self._command(number),
+                env={**self.environment, MARK: self._mark(number)},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while "Ray runtime started" not in output.read_text() or not self.alive():
+            if time.monotonic() > deadline or self.nodes[number].poll() is not None:
+                return output.read_text()
+            time.sleep(0.3)
+        return None
+
+    def _command(self, number: int) -> list[str]:
         command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
             "--block",
             "--num-cpus=1",
             "--num-gpus=0",
-            # Ray's own is one for all clusters of a machine, and jobs need the head's.
-            f"--dashboard-agent-listen-port={_free_port()}",
         ]
-        command += [f"--object-store-memory={MEMORY}", "--disable-usage-stats", *self._place(number)]
-        with output.open("ab") as log:
-            self.nodes[number] = psutil.Popen(
-                command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + START_S
-        while "Ray runtime started" not in output.read_text() or not self.alive():
-            if time.monotonic() > deadline or self.nodes[number].poll() is not None:
-                raise RuntimeError(f"node {number} did not start: {output.read_text()[-2000:]}")
-            time.sleep(0.3)
+        # Ray's own is one for all clusters of a machine, and jobs need the head's.
+        command += [f"--dashboard-agent-listen-port={_free_port()}"]
+        return [*command, f"--object-store-memory={MEMORY}", "--disable-usage-stats", *self._place(number)]
 
     def kill(self, number: int) -> int:
         """Kill a node with all that runs on it, as a power cut would; return how many processes it had."""
-        node = self.nodes.pop(number)
-        family = [node]
-        # It may have ended by itself; the others of the cluster are to be killed all the same.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family += node.children(recursive=True)
+        del self.nodes[number]
+        family = [process for process in psutil.process_iter() if self._is_of(number, process)]
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=30)
         return len(family)
+
+    def _is_of(self, number: int, process: psutil.Process) -> bool:
+        # Whose parent has ended is nobody's child, and of the node all the same.
+        with contextlib.suppress(psutil.Error):
+            return process.environ().get(MARK) == self._mark(number)
+        return False
+
+    def _mark(self, number: int) -> str:
+        return f"{self.folder}-{number}"
 
     def processes(self, number: int, name: str) -> list[psutil.Process]:
         """Return a node's processes whose command line holds `name`."""
