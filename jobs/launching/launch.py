@@ -21,6 +21,7 @@ from jobs.launching.tries import Tries
 from jobs.launching.verdict import VERDICT
 from jobs.launching.worker import PROGRESS, Task, work
 from pipeline.child import ROOT
+from pipeline.notice import Preempted
 from shards.errors import BadInput
 
 
@@ -60,23 +61,35 @@ def launch(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     stop_file = payload.get("stop_file")
-    plan = Plan(sizes or (workers,), checkpoints, scratch, stop_file and Path(stop_file))
-    try:
-        with following(scratch / PROGRESS), passing_on(stop_file):
-            if launcher == "local":
-                _local(task, payload, scratch, workers)
-            elif launcher == "torchrun":
-                _torchrun(task, payload, plan)
-            else:
-                from jobs.launching.ray_launch import run_on_ray
+    with passing_on(stop_file) as heard:
+        plan = Plan(sizes or (workers,), checkpoints, scratch, stop_file and Path(stop_file), heard)
+        try:
+            with following(scratch / PROGRESS):
+                _start(task, payload, plan, launcher, address)
+        except (RuntimeError, OSError) as error:
+            if plan.stopped():
+                raise _stopped(error) from None
+            raise
+        finally:
+            _raise_verdict(scratch)
 
-                run_on_ray(task, payload, plan, address)
-    except JobFailed:
-        if plan.stopped():
-            raise Stopped("asked to stop; the same command goes on") from None
-        raise
-    finally:
-        _raise_verdict(scratch)
+
+def _start(task: Task, payload: dict[str, Any], plan: Plan, launcher: str, address: str | None) -> None:
+    if launcher == "local":
+        _local(task, payload, plan.scratch, plan.sizes[-1])
+    elif launcher == "torchrun":
+        _torchrun(task, payload, plan)
+    else:
+        from jobs.launching.ray_launch import run_on_ray
+
+        run_on_ray(task, payload, plan, address)
+
+
+def _stopped(error: Exception) -> Stopped:
+    if isinstance(error, Preempted):
+        return Stopped(str(error))
+    first = "" if isinstance(error, JobFailed) else f", but this came first: {error}"
+    return Stopped(f"asked to stop{first}; the same command goes on")
 
 
 def _local(task: Task, payload: dict[str, Any], scratch: Path, workers: int) -> None:

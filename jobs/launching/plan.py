@@ -1,5 +1,6 @@
 """What a task may run on, and how far it has come."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,14 @@ class Plan:
             never grows, because that would begin it anew.
         scratch: the task's; its progress.log also hears of changes of size.
         stop_file: appears when the task is asked to end; None if it cannot be asked.
+        heard: whether the driver was asked to, which a full disk keeps it from passing on by the file.
     """
 
     sizes: tuple[int, ...]
     checkpoints: Path | None
     scratch: Path
     stop_file: Path | None = None
+    heard: Callable[[], bool] = lambda: False
 
     def largest(self, room: int) -> int:
         """Return the largest legal number of workers that `room` workers' resources hold; 0 if none."""
@@ -40,7 +43,7 @@ class Plan:
 
     def stopped(self) -> bool:
         """Return whether the task was asked to end."""
-        return self.stop_file is not None and self.stop_file.exists()
+        return self.heard() or (self.stop_file is not None and self.stop_file.exists())
 
     def over(self) -> bool:
         """Return whether another start of the workers would do nothing, or only to be stopped."""

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -46,8 +46,10 @@ class Listener:
 
 
 @contextmanager
-def passing_on(stop_file: str | None) -> Iterator[None]:
+def passing_on(stop_file: str | None) -> Iterator[Callable[[], bool]]:
     """While the body runs, SIGTERM to this process makes `stop_file` instead of ending it.
+
+    Yields what tells whether it has come, which the file says only where the disk takes it.
 
     A second one means what it did before, unless it comes within SAME_S: `timeout` and others send the
     same one to a process and to its group. A disk that does not take the file is asked again and again:
@@ -57,7 +59,7 @@ def passing_on(stop_file: str | None) -> Iterator[None]:
         Stopped: SIGTERM came, and the body is done without the file: nobody else would tell later stages.
     """
     if stop_file is None or threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: False
         return
     heard: list[float] = []
     over = threading.Event()
@@ -75,7 +77,7 @@ def passing_on(stop_file: str | None) -> Iterator[None]:
     try:
         with own_sigterm():
             signal.signal(signal.SIGTERM, hear)
-            yield
+            yield lambda: bool(heard)
     finally:
         over.set()
     if heard and not _made(stop_file):

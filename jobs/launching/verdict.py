@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import traceback
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -42,10 +44,16 @@ class Judging:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or (self._again and _is_of_a_peer(error)):
-            return
+        if isinstance(error, Exception):
+            # What failed is told, not that a full disk does not take the verdict either.
+            with suppress(OSError):
+                self._judge(error)
+
+    def _judge(self, error: Exception) -> None:
         if isinstance(error, _final_errors()):
             self._write(VERDICT, _verdict(error, ""))
+        elif self._again and _is_of_a_peer(error):
+            return
         elif ASKED in _notes(error) or (self._stop_file is not None and self._stop_file.exists()):
             self._write(VERDICT, _verdict(error, FIRST))
         elif not self._again and not isinstance(error, OSError):
@@ -76,7 +84,8 @@ def _final_errors() -> tuple[type[BaseException], ...]:
 
 def _is_of_a_peer(error: Exception) -> bool:
     # gloo has no class of its own for a connection that a dying peer has closed.
-    return isinstance(error, Superseded | dist.DistError | ConnectionError) or "gloo" in str(error).lower()
+    lost = isinstance(error, RuntimeError) and re.search(r"\bgloo\b", str(error), re.IGNORECASE)
+    return bool(lost) or isinstance(error, Superseded | dist.DistError | ConnectionError)
 
 
 def _verdict(error: Exception, said: str) -> dict[str, object]:

@@ -21,14 +21,14 @@ from configs.schema import Test
 from jobs.launching.verdict import VERDICT, Judging
 from pipeline.child import await_parents_end
 from pipeline.engine import TIMEOUT_S
-from pipeline.notice import Preempted
 from shards.storage.cache import cache_at
 
 PROGRESS = "progress.log"
 OUR_LOGGERS = ("pipeline", "shards", "ops", "jobs")
 
 Task = Callable[[dict[str, Any]], None]
-log = logging.getLogger(__name__)
+# By its name: torchrun starts this module as a program.
+log = logging.getLogger("jobs.launching.worker")
 
 
 def train_stage(payload: dict[str, Any]) -> None:
@@ -37,9 +37,6 @@ def train_stage(payload: dict[str, Any]) -> None:
     The payload is TrainJob's fields with the config as a mapping, and `stop_file`: training saves and stops
     when that file appears. A rank that is asked to stop too late for that makes it, so that no other stage
     begins.
-
-    Raises:
-        Preempted: asked to stop, and a checkpoint is saved, or only that file cannot be made.
     """
     from jobs.launching.preemption import Listener
     from pipeline.train import TrainJob, train
@@ -48,11 +45,7 @@ def train_stage(payload: dict[str, Any]) -> None:
     job = TrainJob(**{**fields, "config": parse_config(payload["config"])})
     if train(job, Listener(payload["stop_file"])):
         # No handler's task: when a rank dies, torchrun sends SIGTERM to the others, and they all come back.
-        try:
-            Path(payload["stop_file"]).touch()
-        except OSError:
-            # Tried again, this rank would know no more of it, and another stage would begin.
-            raise Preempted("asked to stop: the last step is saved; the same command goes on") from None
+        Path(payload["stop_file"]).touch()
 
 
 def detect_parts(payload: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The same task under every launcher; killed workers come back; one clear line when they cannot help it."""
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from jobs.errors import JobFailed, Stopped
 from jobs.launching.environment import worker_environment
 from jobs.launching.launch import _raise_verdict, launch
+from pipeline.notice import Preempted
 from shards.errors import BadInput
 from tests.jobs import tasks
 
@@ -31,7 +33,7 @@ launch(tasks.linger, {"out": str(out)}, out / "scratch", 1, sys.argv[2])
 def test_one_local_process_is_a_world_of_one(tmp_path, capsys):
     launch(tasks.add_ranks, {"out": str(tmp_path)}, tmp_path / "scratch", 1, "local")
     assert (tmp_path / "rank-0").read_text() == "1"
-    assert capsys.readouterr().out == "  sum 1 of 1 ranks\n"
+    assert capsys.readouterr().out == "  workers: 1 on CPU\n  sum 1 of 1 ranks\n"
 
 
 def test_nothing_that_lies_in_the_scratch_folder_is_gone_on_from(tmp_path):
@@ -53,7 +55,7 @@ def test_torchrun_brings_a_killed_rank_back_and_shows_rank_0s_lines(tmp_path, ca
     launch(tasks.die_once, {"out": str(tmp_path)}, tmp_path / "scratch", 2, "torchrun")
     assert (tmp_path / "died").exists()
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
-    assert capsys.readouterr().out == "  sum 3 of 2 ranks\n"
+    assert capsys.readouterr().out == 2 * "  workers: 2 on CPU\n" + "  sum 3 of 2 ranks\n"
 
 
 @pytest.fixture
@@ -83,6 +85,35 @@ def test_what_was_asked_to_stop_is_not_tried_again_whatever_it_ended_with(tmp_pa
     with pytest.raises(Stopped, match="the same command goes on"):
         launch(tasks.crash, {"stop_file": str(stop)}, tmp_path / "scratch", 2, "torchrun")
     assert agents.tries == [1]
+
+
+def terminated():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_is_not_forgotten_where_the_disk_takes_no_stop_file(tmp_path, agents):
+    """Its ranks hear nothing and fail on the same disk, and would be begun again."""
+    agents.at[1] = terminated
+    with pytest.raises(Stopped, match="the same command goes on"):
+        launch(tasks.crash, {"stop_file": str(tmp_path / "full/stop")}, tmp_path / "scratch", 2, "torchrun")
+    assert agents.tries == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "step-6"), "but this came first: .*No space left"),
+        (Preempted("asked to stop: step 6 of 9 is saved"), "^asked to stop: step 6 of 9 is saved$"),
+    ],
+)
+def test_the_only_process_stops_also_where_the_disk_takes_nothing_at_all(tmp_path, monkeypatch, error, said):
+    def fail(*_, **__):
+        terminated()
+        raise error
+
+    monkeypatch.setattr("jobs.launching.launch.work", fail)
+    with pytest.raises(Stopped, match=said):
+        launch(tasks.crash, {"stop_file": str(tmp_path / "full/stop")}, tmp_path / "scratch", 1, "local")
 
 
 def test_what_is_asked_to_stop_before_anything_is_started_starts_nothing(tmp_path, agents):

@@ -91,6 +91,7 @@ def test_a_dead_or_newer_peer_is_never_held_against_the_job(tmp_path, error):
     ("error", "stopped", "of_the_user"),
     [
         (BadInput("a.json: is empty"), False, True),
+        (BadInput("/data/gloo/a.json: is empty"), False, True),
         (NonFiniteLoss("step 7"), False, False),
         (StaleAttempt("attempt 1 is over"), False, False),
         (Preempted("asked to stop"), True, False),
@@ -151,3 +152,15 @@ def test_what_fails_while_a_rank_stops_as_asked_ends_the_job_without_the_drivers
     found = verdict(tmp_path)
     assert found["stopped"] and found["message"].startswith("asked to stop, but this came first")
     assert found["message"].endswith("No space left on device (in step 6)")
+
+
+@pytest.mark.parametrize("error", [OSError("/data/gloo/a.tar: no"), RuntimeError("category 'igloo'")])
+def test_a_name_that_is_like_a_peers_is_no_excuse(tmp_path, error):
+    for _ in range(2):
+        end_with(tmp_path, error)
+    assert verdict(tmp_path)["message"].startswith("twice the same error")
+
+
+@pytest.mark.parametrize("error", [BadInput("a.json: is empty"), Preempted("asked to stop"), OSError("full")])
+def test_a_disk_that_takes_no_verdict_does_not_hide_the_error(tmp_path, error):
+    end_with(tmp_path / "full", error)
