@@ -5,16 +5,20 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from shards.errors import BadInput
 
 TEMPORARY = ".*.tmp-*"
+# Ranks of a killed command notice its death within seconds.
+PATIENCE_S = 3.0
 # Not there. EIO is no verdict on a file: a file server that is away for a minute says so of all of them.
 LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -103,16 +107,28 @@ def only_writer(directory: Path) -> Iterator[None]:
     """Hold the folder for this process; clear away what was left half-written before, and in the meantime.
 
     Raises:
-        BadInput: another live process holds it.
+        BadInput: another live process holds it, or a lock that only another user may open lies there.
     """
-    # Not the folder itself: of NFS's, another machine would not know that it is locked.
-    with only_one(directory / ".lock", wait=False) as mine:
-        if not mine:
-            raise BadInput(f"{directory}: another process is writing there; wait for it or stop it")
+    with ExitStack() as stack:
+        _hold(stack, directory)
         clear_temporaries(directory)
         yield
         # Of machines that were lost while they wrote for this process.
         clear_temporaries(directory)
+
+
+def _hold(stack: ExitStack, directory: Path) -> None:
+    # Not the folder itself: of NFS's, another machine would not know that it is locked.
+    path, deadline = directory / ".mrrcnn.lock", time.monotonic() + PATIENCE_S
+    try:
+        while not stack.enter_context(only_one(path, wait=False)):
+            if time.monotonic() >= deadline:
+                raise BadInput(f"{directory}: another process is writing there; wait for it or stop it")
+            time.sleep(0.1)
+    except PermissionError as error:
+        if not path.exists():
+            raise
+        raise BadInput(f"{path}: {error.strerror}; if nobody is writing there, delete it") from None
 
 
 def clear_temporaries(folder: Path, process: int | None = None) -> None:
@@ -122,10 +138,11 @@ def clear_temporaries(folder: Path, process: int | None = None) -> None:
         process: only what this one of this machine, which is dead, has left: others may write there.
     """
     for left in folder.glob(TEMPORARY if process is None else f".*.tmp-{_writer(process)}"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
+        if not left.is_dir():
             left.unlink(missing_ok=True)
+        elif re.fullmatch(r"\.step-\d+\.tmp-.+-\d+", left.name):
+            # No other folders: a user's own may have a name that is a little like it.
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def encode_json(tree: object) -> bytes:
@@ -147,8 +164,11 @@ def _writer(process: int) -> str:
 def _taken(descriptor: int, wait: bool) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        # NFS's word for one that another machine has just removed.
+        if isinstance(error, BlockingIOError) or error.errno == errno.ESTALE:
+            return False
+        raise
     return True
 
 
