@@ -68,7 +68,17 @@ class Evaluations:
             clear_temporaries(self._folder)
             self._mend()
             self._start()
+        elif self._rank == 0:
+            self._drop_unwanted()
         return self
+
+    def _drop_unwanted(self) -> None:
+        # Whole weights, which nobody would come for any more.
+        waiting = snapshots(self._folder)
+        if waiting:
+            log.warning("eval_every is 0 now: %d evaluations that waited are left out", len(waiting))
+        for place in waiting:
+            shutil.rmtree(place)
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:

@@ -340,3 +340,15 @@ def test_evaluated_training_gives_the_same_weights_and_the_best_of_them(shards, 
     assert len(aps) == (3 if stopped else 4)
     steps = [json.loads(line)["step"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == (6 if stopped else 8)
+
+
+def test_weights_that_wait_are_given_up_when_nothing_is_to_be_evaluated_any_more(
+    tmp_path, monkeypatch, caplog
+):
+    """Each is a link that keeps whole weights on the disk, and nobody would come for it."""
+    checkpoint(tmp_path, 3)
+    with standing(tmp_path, monkeypatch):
+        assert len(snapshots(tmp_path / "evaluations")) == 1
+    with standing(tmp_path, monkeypatch, eval_every=0):
+        assert snapshots(tmp_path / "evaluations") == []
+    assert "eval_every is 0 now: 1 evaluations that waited are left out" in caplog.text
