@@ -4,11 +4,12 @@ from pathlib import Path
 
 from configs.load import ConfigError
 from configs.schema import Config
+from jobs.inputs import EVALUATED
 from jobs.ledger import Ledger
 from pipeline.lease import CLAIM
 from shards.errors import BadInput
 from shards.storage.cache import Cache
-from shards.storage.remote import check_url
+from shards.storage.remote import ABSENT, check_url
 from shards.storage.secrets import redact
 
 
@@ -41,11 +42,14 @@ def check_unowned(ledger: Ledger, folders: dict[str, Path]) -> None:
 
 def check_no_run(out: Path) -> None:
     """Raise BadInput if a folder is a run's, or a stage's of one: what these are writing would be deleted."""
-    for name in ("ledger.json", "lease.json", CLAIM):
-        if (out / name).exists():
-            raise BadInput(
-                f"--out {out}: is a run's own folder (it holds {name}); give another, such as {out / 'again'}"
-            )
+    held = [name for name in ("ledger.json", "lease.json", CLAIM) if (out / name).exists()]
+    if out.name in EVALUATED and (out.parent / CLAIM).exists():
+        # The run would take for its own what it finds there.
+        held.append("its results")
+    if held:
+        raise BadInput(
+            f"--out {out}: is a run's own folder (it holds {held[0]}); give another, such as {out / 'again'}"
+        )
 
 
 def check_weights(config: Config) -> None:
@@ -56,7 +60,7 @@ def check_weights(config: Config) -> None:
     try:
         with open(path, "rb") as file:
             file.read(1)
-    except OSError as error:
+    except ABSENT as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); correct model.weights") from None
 
 

@@ -21,6 +21,8 @@ NEEDS = {
     "evaluate": ("shard", "baseline", "refine", "control"),
     "report": ("evaluate",),
 }
+# Each evaluated network, and the stage whose weights it has.
+EVALUATED = {"baseline": "baseline", "control": "control", "refined": "refine"}
 
 
 def stage_inputs(stage: str, config: Config, ledger: Ledger) -> Values:

@@ -20,7 +20,7 @@ from jobs.checks import (
 )
 from jobs.console import say
 from jobs.errors import Stopped
-from jobs.inputs import cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
+from jobs.inputs import EVALUATED, cache_of, shards_of, stage_inputs, stage_outputs, stages_to_redo
 from jobs.launching.environment import worker_environment
 from jobs.launching.launch import launch
 from jobs.ledger import Ledger
@@ -30,9 +30,6 @@ from pipeline.lease import acquire, check_attempt
 from shards.storage.files import clear_temporaries, write_atomic
 from shards.storage.remote import absolute
 from shards.storage.secrets import redact
-
-# Each evaluated network, and the stage whose weights it has.
-EVALUATED = {"baseline": "baseline", "control": "control", "refined": "refine"}
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from configs.schema import Config
 from jobs.checks import check_workers
 from jobs.console import say
 from jobs.evaluation import detect_and_score
-from jobs.inputs import cache_of, dataset_hash, stage_inputs
+from jobs.inputs import EVALUATED, cache_of, dataset_hash, stage_inputs
 from jobs.ledger import Ledger, Values, hash_of
-from jobs.stages import EVALUATED, run_pipeline
+from jobs.stages import run_pipeline
 
 HASH_LENGTH = 12
 

@@ -131,9 +131,18 @@ def test_the_folder_of_a_run_is_not_evaluated_into_but_folders_in_it_are(tmp_pat
     with pytest.raises(BadInput, match=rf"^--out {run}: is a run's own folder \(it holds {mark}\); give"):
         evaluating(seen.append, run)
     assert half.exists() and not seen
-    for out in (run / "evaluate" / "refined", run / "again"):
+    for out in (run / "evaluate" / "mine", run / "again"):
         evaluating(seen.append, out)
     assert len(seen) == 2
+
+
+def test_a_runs_own_results_are_not_evaluated_into(tmp_path, evaluating):
+    """The run would take for its own what it finds there, whatever weights and settings it is of."""
+    out = tmp_path / "run" / "evaluate" / "refined"
+    out.mkdir(parents=True)
+    (out.parent / ".claim").touch()
+    with pytest.raises(BadInput, match=rf"^--out {out}: is a run's own folder"):
+        evaluating(pytest.fail, out)
 
 
 def test_the_demos_data_are_whole_or_absent_and_made_once(tmp_path, monkeypatch):
