@@ -1,7 +1,7 @@
 """Rows of a sweep being done: one after the other, or beside each other where GPUs allow it."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +10,20 @@ from jobs.errors import Stopped
 from jobs.sweeping.rows import RowJob, do_row, is_done
 
 
-def do_rows(jobs: dict[str, RowJob], parallel: int | None, logs: Path) -> dict[str, str]:
+def do_rows(
+    jobs: dict[str, RowJob], parallel: int | None, logs: Path, check: Callable[[], None]
+) -> dict[str, str]:
     """Do the rows that are not done yet; return, by row, why some failed.
 
     Args:
         jobs: the rows by name, in their order.
         parallel: rows at a time; None: as many as the GPUs hold, one without, or with `min_workers`.
         logs: folder for what rows print that run beside each other, and for tracebacks.
+        check: raises an error when another command has the folder now: no row begins after that.
 
     Raises:
         Stopped: the command was asked to stop.
+        StaleAttempt: by `check`.
     """
     waiting = [job for job in jobs.values() if not is_done(job)]
     for job in jobs.values():
@@ -27,6 +31,7 @@ def do_rows(jobs: dict[str, RowJob], parallel: int | None, logs: Path) -> dict[s
             say(f"{job.name}: done already")
     failed: dict[str, str] = {}
     for job, error in _attempts(waiting, parallel, logs) if waiting else ():
+        check()
         say(f"{job.name}: " + ("done" if error is None else f"failed: {_reason(error)}"))
         if error is not None:
             failed[job.name] = _reason(error) + _details(job, error, logs)

@@ -1,6 +1,7 @@
 """`mrrcnn sweep`: a table's rows, what is not there done, the rest taken as it is, and the report."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from configs.load import ConfigError
@@ -10,7 +11,7 @@ from jobs.sweeping.plan import plan_sweep, row_jobs
 from jobs.sweeping.running import do_rows
 from jobs.sweeping.table import save_table, show, table_rows
 from jobs.sweeping.tracking import tell, tracked
-from pipeline.lease import acquire
+from pipeline.lease import acquire, check_attempt
 
 
 def run_sweep(
@@ -51,7 +52,8 @@ def run_sweep(
         make_data(plan.data, plan.sweep.chosen)
         jobs, failed = row_jobs(plan, workers, launcher, address, min_workers)
         with tracked(plan.table, plan.root, plan.rows[0][1], lease.attempt) as tracker:
-            failed |= do_rows(jobs, parallel, plan.table / "rows")
+            check = partial(check_attempt, plan.root, lease.attempt)
+            failed |= do_rows(jobs, parallel, plan.table / "rows", check)
             rows = table_rows(plan, jobs, failed)
             tell(tracker, plan.table.name, plan.sweep, rows, lease.attempt)
             save_table(plan, rows, tracker)

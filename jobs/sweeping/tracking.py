@@ -9,6 +9,7 @@ from configs.schema import Config
 from configs.sweep import PIPELINE, Sweep
 from jobs.track import closing
 from pipeline.report.table import TableRow, row_values
+from shards.storage.files import clear_temporaries
 
 COLUMN_MARK = " | "
 
@@ -22,6 +23,7 @@ def tracked(table: Path, root: Path, config: Config, attempt: int) -> Iterator[A
     from pipeline.tracking.tracker import Tracker
 
     table.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(table)
     tracker = Tracker(table, config.tracking.uri, config.tracking.experiment, attempt, leased=root)
     with closing(tracker):
         yield tracker
