@@ -175,11 +175,10 @@ class Tracker:
     def _append(self, kind: str, **fields: Any) -> None:
         try:
             self._check()
+            append_event(self._run_dir, {"kind": kind, **fields})
         except StaleAttempt:
             self._closing.set()
             raise
-        try:
-            append_event(self._run_dir, {"kind": kind, **fields})
         except OSError as error:
             path = self._run_dir / "outbox.jsonl"
             log.warning("%s: cannot be noted for MLflow (%s); the same command again notes it", path, error)

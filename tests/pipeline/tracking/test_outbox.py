@@ -198,3 +198,19 @@ def test_tail_waits_for_a_whole_line_and_keeps_its_batch_until_advanced(tmp_path
     assert [row["step"] for row in tail.batch().rows] == [1]
     tail.advance()
     assert [row["step"] for row in tail.batch().rows] == [2]
+
+
+def test_a_disk_that_is_away_costs_what_is_noted_just_then_and_hides_no_error(
+    uri, run_dir, monkeypatch, caplog
+):
+    """The lease is read before every note, also when a failure is told that comes of the same disk."""
+    tracker = Tracker(run_dir, uri)
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "lease.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker_module, "check_attempt", fail)
+        tracker.stage_finished("baseline", "FAILED")
+    assert "cannot be noted for MLflow ([Errno 5] Input/output error: 'lease.json')" in caplog.text
+    assert tracker.has_lost_events() and tracker.close()
