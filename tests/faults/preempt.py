@@ -1,5 +1,6 @@
 """SIGTERM, and Ray's notice that a node is to go: a checkpoint within the grace period, and nothing lost."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import yaml
 
 from pipeline.checkpoint import defects
 from tests.faults.case import ITERS, ROOT, OneStage, Pipeline, environment, log_of, products, untold
@@ -17,6 +19,7 @@ from tests.faults.watch import end, exit_code, orphans, wait_for
 
 # What Kubernetes gives a container that it ends.
 GRACE_S, STEP = 30.0, 4
+MANIFEST = ROOT / "jobs" / "manifests" / "rayjob-cpu.yaml"
 Say = Callable[[str], None]
 
 
@@ -57,7 +60,7 @@ def _stopped(pipeline: Pipeline, run: Path, launcher: str, sign: Callable[[], bo
 
 
 def drain_node(folder: Path, say: Say) -> list[str]:
-    """Return what went wrong when Ray was told that the only node will be gone in half a minute."""
+    """Return what went wrong when Ray was told, in the words of our pods, that the only node will be gone."""
     # No checkpoint is due for hours, so the one that appears is the notice's.
     never = ("train.baseline.iters=100000", "checkpoint_every=100000")
     stage, run = replace(OneStage.make(folder), overrides=never), folder / "run"
@@ -88,10 +91,17 @@ def _drain(raylet: psutil.Process, run: Path) -> int:
         part.lstrip("-").split("=", 1) for part in raylet.cmdline() if part.startswith("--") and "=" in part
     )
     own = {name: value for name, value in raylet.environ().items() if name.startswith("RAY_AUTH")}
-    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", options["gcs-address"]]
-    command += ["--node-id", options["node_id"], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    command += ["--reason-message", "tried", "--deadline-remaining-seconds", str(int(GRACE_S))]
+    own |= {"RAY_ADDRESS": options["gcs-address"]}
+    own |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with log_of(run).open("ab") as log:
         return subprocess.run(
-            command, env={**environment(run), **own}, cwd=ROOT, stdout=log, stderr=log
+            ["bash", "-c", _last_words()], env={**environment(run), **own}, cwd=ROOT, stdout=log, stderr=log
         ).returncode
+
+
+def _last_words() -> str:
+    """Return what a pod of our manifests does when it is to end, but for the wait after it."""
+    [job] = [item for item in yaml.safe_load_all(MANIFEST.read_text()) if item and item["kind"] == "RayJob"]
+    [group] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    return container["lifecycle"]["preStop"]["exec"]["command"][-1].partition(";")[0]
