@@ -168,10 +168,12 @@ class _Life:
         return struck
 
     def settle(self, kill: Kill) -> None:
-        """Return when a command that the kill ends has ended; a dying one wastes the next kill."""
+        """Return when a command that the kill ends has ended and is begun again: a dead one wastes kills."""
         if any(hit.kill == kill for hit in self._hits) and _ends_the_command(kill):
             while self._process.poll() is None and not self._patience.is_out():
                 time.sleep(0.1)
+            # The next sign may have come before it died.
+            self.goes_on()
 
     def outcome(self, planned: int, left: int) -> Outcome:
         """Return how it ended."""
